@@ -1,0 +1,31 @@
+# Two commands: `make train` trains on an embedded sample, `make test` runs the tests; each installs what it needs first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test slow torture lint clean
+
+# the mark is written last, so that an interrupted install is done again
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -e '.[dev]'
+	touch $@
+
+train: $(VENV)/.installed
+	$(BIN)/zoo train sasrec/ml-100k --sample
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+slow: $(VENV)/.installed
+	$(BIN)/pytest -m slow
+
+# kills a training run at 50 random moments and compares every byte of what it leaves
+torture: $(VENV)/.installed
+	STATEZOO_KILLS=50 $(BIN)/pytest -m slow tests/train/test_resume.py -k killed
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf build *.egg-info runs

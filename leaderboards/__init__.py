@@ -1,0 +1,1 @@
+"""Records of runs, their schema, and the boards made of them."""

@@ -1,0 +1,69 @@
+"""`zoo leaderboard`: boards as text, Markdown or JSON; adding and verifying records."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from ..zoo.errors import unknown
+from .board import Board, add, boards, find_records, markdown, table, verify
+
+
+def run_action(
+    benchmark: str | None,
+    *,
+    runs: bool,
+    add_runs: list[Path] | None = None,
+    check: bool = False,
+    as_markdown: bool = False,
+) -> tuple[dict, list[str]]:
+    """Facts and lines of the boards whose name holds `benchmark`."""
+    lines = [f"added {add(run)}" for run in add_runs or []]
+    found = find_records(runs)
+    if check:
+        for one in found:
+            verify(one)
+        rows = sum(one.predictions is not None for one in found)
+        lines.append(f"{len(found)} records, {rows} with their rows: every metric recomputed and equal")
+    made = [board for board in boards(found) if not benchmark or benchmark in board.name]
+    if benchmark and not made:
+        raise unknown("benchmark", benchmark, {one.record.benchmark.name for one in found})
+    if not made:
+        lines.append("no records yet; `zoo train ...` makes one, `--runs` shows it, `--add RUN` keeps it")
+    for board in made:
+        lines += ["", *_lines(board, as_markdown)]
+    return {"boards": [_facts(board) for board in made]}, lines
+
+
+def _lines(board: Board, as_markdown: bool) -> list[str]:
+    origin = " (SYNTHETIC SAMPLE)" if board.sample else ""
+    title = f"{board.name}{origin}, test n = {board.n_test}"
+    if as_markdown:
+        return [f"**{title}**", "", *markdown(board).splitlines()]
+    cells = table(board)
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return [
+        title,
+        *(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ),
+    ]
+
+
+def _facts(board: Board) -> dict:
+    rows = [
+        {
+            **{key: value for key, value in asdict(row).items() if key != "records"},
+            "records": [one.record.id for one in row.records],
+        }
+        for row in board.rows
+    ]
+    return {
+        "name": board.name,
+        "sample": board.sample,
+        "primary": board.primary,
+        "n_test": board.n_test,
+        "rows": rows,
+        "floor": board.floor,
+    }

@@ -1,0 +1,105 @@
+"""Next-item recommendation: given a user's events so far, rank every item.
+
+Training: cross entropy over all items (padding excluded) at every position that has a target, which for a causal model
+in one pass equals the mean over all prefixes. Evaluation: full ranking; the target's rank counts all items scored
+higher and, pessimistically, all items scored the same. History may be masked (`mask_history`) or not (the papers'
+choice). A target that training has never seen ranks behind all items.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..zoo.backbones.base import Fitted, Model
+from ..zoo.backbones.baselines.popularity import Popularity
+from ..zoo.data.base import Dataset, Part
+from ..zoo.data.spec import Spec
+from ..zoo.errors import ZooError
+from ..zoo.train.task import Rows, Task, part_batches, with_ids
+
+
+class NextItem(Task):
+    """Rank all items for each user's next event."""
+
+    rows = "next_item"
+    sample_train = {"epochs": 12, "batch_size": 64, "lr": 0.003, "patience": None, "max_steps": None}
+
+    def __init__(
+        self, model: Model | Fitted, spec: Spec, *, topk: tuple[int, ...] = (10, 20, 50), mask_history: bool = False
+    ):
+        """`topk`: cut-offs of HR, NDCG and MRR; `mask_history`: take items of the history out of the ranking."""
+        super().__init__(model, spec)
+        self.topk, self.mask_history = tuple(topk), mask_history
+
+    def metric_options(self) -> dict:
+        """The cut-offs."""
+        return {"topk": self.topk}
+
+    def protocol(self) -> dict:
+        """Cut-offs and masking."""
+        return super().protocol() | {"mask_history": self.mask_history}
+
+    def accept(self, dataset: Dataset) -> None:
+        """Training all positions at once is sound only where position t sees steps up to t."""
+        if not self.model.causal and getattr(dataset, "windows", "") == "all-positions":
+            raise ZooError(
+                f"{type(self.model).__name__} is not causal, so that one pass cannot train all positions; "
+                "set data.windows=per-prefix"
+            )
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean cross entropy over all positions with a target."""
+        features = self.model.forward_features(*self.inputs(batch)).flatten(0, 1)
+        targets = batch["targets"].flatten()
+        # index_select: its backward is deterministic, that of boolean indexing is not
+        trained = targets.nonzero().squeeze(1)
+        scores = self.model.forward_head(features.index_select(0, trained))
+        return F.cross_entropy(scores[:, 1:], targets.index_select(0, trained) - 1)
+
+    def outputs(self, batch: dict[str, Tensor]) -> Tensor:
+        """Scores (B, num_items + 1) behind each user's last event."""
+        if isinstance(self.model, Fitted):
+            return super().outputs(batch)
+        features = self.model.forward_features(*self.inputs(batch))
+        last = (batch["length"] - 1)[:, None, None].expand(-1, 1, features.shape[2])
+        return self.model.forward_head(features.gather(1, last).squeeze(1))
+
+    def candidates(self, scores: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Scores with -inf where an item is no candidate: padding, and the history where it is masked."""
+        scores = scores.float().clone()
+        if self.mask_history:
+            scores.scatter_(1, batch["history"].to(scores.device), -torch.inf)
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def outputs_to_rows(self, outputs: Tensor, batch: dict[str, Tensor]) -> Rows:
+        """Pessimistic rank, number of other items with the same score, number of candidates."""
+        scores = self.candidates(outputs, batch)
+        target = batch["target"].to(scores.device)[:, None]
+        own = scores.gather(1, target)
+        size = (scores > -torch.inf).sum(1)
+        # a target that is no candidate (never trained, or masked as history) joins the list behind everything
+        missing = own.squeeze(1) == -torch.inf
+        ties = (scores == own).sum(1) - 1
+        rank = torch.where(missing, size + 1, 1 + (scores > own).sum(1) + ties)
+        columns = {"rank": rank, "ties": torch.where(missing, 0, ties), "candidates": size + missing}
+        return {name: value.cpu().numpy().astype(np.int64) for name, value in columns.items()}
+
+    def trivial(self, train: Part, part: Part) -> Rows:
+        """The most popular items of the training part for everyone."""
+        floor = NextItem(Popularity.from_spec(self.spec), self.spec, topk=self.topk, mask_history=self.mask_history)
+        floor.model.fit(train, self.spec)
+        rows = []
+        for arrays in part_batches(part):
+            batch = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+            rows.append(floor.outputs_to_rows(floor.outputs(batch), batch))
+        return with_ids(part, {name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
+
+    def predictions(self, outputs: Tensor, batch: dict[str, Tensor], top: int = 10) -> dict[str, np.ndarray]:
+        """The `top` best items per user with their scores, for `zoo predict`: (B, top) each."""
+        best = self.candidates(outputs, batch).topk(min(top, len(self.spec.inputs.vocabulary)), dim=1)
+        names = np.array(["", *self.spec.inputs.vocabulary])
+        return {"item": names[best.indices.cpu().numpy()], "score": best.values.cpu().numpy()}

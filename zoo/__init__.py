@@ -1,0 +1,1 @@
+"""The library: registry, recipes, data, training, metrics and the `zoo` command."""

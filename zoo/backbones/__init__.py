@@ -1,0 +1,1 @@
+"""Model families, one file each, whole with decoder or head."""

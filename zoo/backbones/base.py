@@ -1,0 +1,145 @@
+"""The model contract: networks (`Model`) and models that are not networks (`Fitted`).
+
+A class states, as literals: `configs` (registered names and the constructor arguments they change), `accepts` (input
+kinds), `inputs` (named tensors its forward takes), `given` (constructor arguments that the data decide), `tiny` (the
+preset for samples and tests). Constructor arguments are the config, recorded by the metaclass; weights are
+safetensors beside `config.json`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..data.base import Part
+from ..data.spec import Spec
+from ..errors import ZooError
+from ..files import atomic, write_json
+
+
+class _Recorded(type):
+    """Keeps the arguments that an object was made with as its `config`."""
+
+    def __call__(cls, *args, **kwargs):
+        made = super().__call__(*args, **kwargs)
+        bound = inspect.signature(cls.__init__).bind(made, *args, **kwargs)
+        bound.apply_defaults()
+        made.config = {name: value for name, value in bound.arguments.items() if name != "self"}
+        return made
+
+
+class _Contract(metaclass=_Recorded):
+    """What networks and fitted models have in common."""
+
+    configs: ClassVar[dict[str, dict]]
+    accepts: ClassVar[tuple[str, ...]]
+    inputs: ClassVar[tuple[str, ...]]
+    given: ClassVar[tuple[str, ...]] = ()
+    tiny: ClassVar[dict] = {}
+    config: dict
+
+    @classmethod
+    def from_spec(cls, spec: Spec, **config):
+        """Build for a prepared dataset; fails in one line where the pair is impossible."""
+        if spec.inputs.kind not in cls.accepts:
+            raise ZooError(
+                f"{cls.__name__} takes {' or '.join(cls.accepts)}, this data set gives {spec.inputs.kind}; "
+                "`zoo list models` shows what fits"
+            )
+        missing = [name for name in cls.inputs if name not in spec.inputs.tensors]
+        if missing:
+            raise ZooError(
+                f"{cls.__name__} needs the tensor {missing[0]}, this data set gives "
+                f"{', '.join(spec.inputs.tensors)}; choose another model"
+            )
+        return cls(**{name: spec.size(name) for name in cls.given}, **config)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        write_json(folder / "config.json", {"name": name, "config": self.config})
+        with atomic(folder / "model.safetensors") as temporary:
+            self._write(temporary)
+
+
+class Model(_Contract, nn.Module):
+    """A network: an nn.Module with `forward_features`, `forward_head` and the constructor as its config."""
+
+    #: whether position t of `forward_features` depends on steps up to t alone, so that one pass trains all positions
+    causal: ClassVar[bool] = False
+
+    def forward_features(self, *inputs: Tensor) -> Tensor:
+        """Named inputs to features."""
+        raise TypeError(f"{type(self).__name__} does not implement forward_features()")
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features to outputs."""
+        raise TypeError(f"{type(self).__name__} does not implement forward_head()")
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The tensors named in `inputs`, in order, to outputs."""
+        return self.forward_head(self.forward_features(*inputs))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay, besides vectors and scalars (norms, biases)."""
+        return set()
+
+    def _write(self, path: Path) -> None:
+        from safetensors.torch import save_model
+
+        save_model(self, str(path))
+
+    def load_file(self, path: Path) -> None:
+        """Load weights written by `save`, strictly, and switch to evaluation."""
+        from safetensors.torch import load_model
+
+        load_model(self, str(path), strict=True)
+        self.eval()
+
+
+class Fitted(_Contract):
+    """A model that is not a network: fitted once on the training part, state as arrays."""
+
+    #: fits and predicts on numpy arrays; never sees a gradient
+    causal: ClassVar[bool] = True
+
+    def fit(self, part: Part, spec: Spec) -> None:
+        """Learn from the training part."""
+        raise TypeError(f"{type(self).__name__} does not implement fit()")
+
+    def predict(self, **inputs: np.ndarray) -> np.ndarray:
+        """Outputs for a batch of the tensors named in `inputs`: what a network's head gives, as numpy."""
+        raise TypeError(f"{type(self).__name__} does not implement predict()")
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that was learned."""
+        raise TypeError(f"{type(self).__name__} does not implement state()")
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take back what `state` gave."""
+        raise TypeError(f"{type(self).__name__} does not implement load_state()")
+
+    def parameter_count(self) -> int:
+        """Numbers in the state."""
+        return int(sum(np.size(array) for array in self.state().values()))
+
+    def _write(self, path: Path) -> None:
+        from safetensors.numpy import save_file
+
+        save_file({name: np.ascontiguousarray(array) for name, array in self.state().items()}, path)
+
+    def load_file(self, path: Path) -> None:
+        """Load the state written by `save`."""
+        from safetensors.numpy import load_file
+
+        self.load_state(load_file(path))
+
+
+def parameter_count(model: Model | Fitted) -> int:
+    """Trainable numbers of a network, or numbers in the state of a fitted model."""
+    if isinstance(model, Fitted):
+        return model.parameter_count()
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,47 @@
+"""GRU4Rec: a gated recurrent network over item sequences (Hidasi et al., ICLR 2016, arXiv:1511.06939).
+
+    h_t = GRU(Dropout(E[item_t]), h_{t-1});   score(i) = <W h_t, E[i]>
+
+In the form that later papers compare with (Tan et al., 2016, arXiv:1606.08117; RecBole): cross entropy over all items,
+items scored by the shared embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .base import Model
+
+
+class GRU4Rec(Model):
+    """A GRU over a user's last items."""
+
+    configs = {"gru4rec": {}}
+    accepts = ("log",)
+    inputs = ("items",)
+    given = ("num_items",)
+    tiny = {"dim": 32, "hidden": 32, "dropout": 0.1}
+    causal = True
+
+    def __init__(self, num_items: int, *, dim: int = 64, hidden: int = 128, layers: int = 1, dropout: float = 0.3):
+        """`num_items` without padding; `hidden` is the GRU's width, `dim` that of the items."""
+        super().__init__()
+        self.item = nn.Embedding(num_items + 1, dim, padding_idx=0)
+        self.dropout = nn.Dropout(dropout)
+        self.gru = nn.GRU(dim, hidden, layers, bias=False, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+        self.out = nn.Linear(hidden, dim)
+        nn.init.xavier_normal_(self.item.weight)
+        for name, weight in self.gru.named_parameters():
+            nn.init.xavier_uniform_(weight) if "weight_ih" in name else nn.init.orthogonal_(weight)
+        with torch.no_grad():
+            self.item.weight[0].zero_()
+
+    def forward_features(self, items: Tensor) -> Tensor:
+        """Items (B, L) int64, 0 = padding at the right; returns (B, L, dim)."""
+        hidden, _ = self.gru(self.dropout(self.item(items)))
+        return self.out(hidden)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features (..., dim) to scores of all items (..., num_items + 1); column 0 is padding."""
+        return features @ self.item.weight.T

@@ -1,0 +1,227 @@
+"""The `zoo` command. Verbs import what they need when they run, so that help and lists answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from .errors import ZooError, unknown
+
+EPILOG = (
+    "Any option of a recipe can be given as key.sub=value, for example: zoo train sasrec/ml-100k train.lr=3e-4 seed=1"
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; exit code 0, 2 for what the user can mend, 1 for a failure of the zoo, 130 when interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    try:
+        _guard_verb(arguments)
+        options = _parser().parse_args([word for word in arguments if word != "--debug"])
+        return options.run(options) or 0
+    except ZooError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; `zoo train ... --resume` goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `zoo list | head` is no error
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"failure: {type(error).__name__}: {' '.join(str(error).split())[:500]}; add --debug for the traceback",
+            file=sys.stderr,
+        )
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in the zoo's form."""
+
+    def error(self, message: str):
+        if message.startswith("unrecognized arguments: "):
+            word = message.split(": ", 1)[1].split()[0]
+            raise unknown(
+                "option", word, [name for action in self._actions for name in action.option_strings], where=self.prog
+            )
+        raise ZooError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="zoo", description="Train, add data to and compare the models of statezoo.", epilog=EPILOG)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
+
+    verb = _verb(verbs, "list", _list, "what there is: models, datasets, tasks, recipes")
+    verb.add_argument("kind", nargs="?", default="all", help="models, datasets, tasks or recipes")
+
+    verb = _verb(verbs, "train", _train, "train a recipe")
+    verb.add_argument("recipe", help="<model>/<dataset>[-<task>][@<split>], or a YAML file")
+    verb.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    verb.add_argument(
+        "--sample", action="store_true", help="the tiny preset on the data set's embedded synthetic sample"
+    )
+    verb.add_argument(
+        "--resume", nargs="?", const=True, default=False, metavar="RUN", help="go on with RUN, or the newest unfinished"
+    )
+    verb.add_argument("--folder", type=Path, help="where to write the run")
+
+    verb = _verb(verbs, "eval", _eval, "evaluate a finished run again and compare with its record")
+    verb.add_argument("run", type=Path)
+
+    verb = _verb(verbs, "predict", _predict, "predict on a file or folder without labels")
+    verb.add_argument("run", type=Path)
+    verb.add_argument("source", type=Path, help="file or folder in the data set's own format")
+    verb.add_argument("--out", type=Path, help="default: predictions.<the domain's format> in the run")
+    verb.add_argument("--top", type=int, default=10, help="recommendation: items per user")
+    verb.add_argument("--features", action="store_true", help="embeddings in place of predictions")
+
+    verb = _verb(verbs, "data", _data, "look at, fetch or check a data set, or write its sample")
+    verb.add_argument("action", choices=("describe", "fetch", "check", "sample"))
+    verb.add_argument("dataset", help="a name, or a .py file")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="arguments of the adapter")
+    verb.add_argument("--contract", action="store_true", help="check: run every contract test on its sample")
+    verb.add_argument("--folder", type=Path, help="sample: where to write it")
+    verb.add_argument("--seed", type=int, default=0)
+
+    verb = _verb(verbs, "bench", _bench, "parameters, MACs, step time, throughput and memory of a recipe")
+    verb.add_argument("recipe")
+    verb.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    verb.add_argument("--sample", action="store_true")
+    verb.add_argument("--steps", type=int, default=20)
+
+    verb = _verb(verbs, "new", _new, "write the commented file of a new data set or model")
+    verb.add_argument("kind", choices=("dataset", "model"))
+    verb.add_argument("name")
+    verb.add_argument("--folder", type=Path, default=Path("."))
+
+    verb = _verb(verbs, "leaderboard", _leaderboard, "the boards of all records found")
+    verb.add_argument("benchmark", nargs="?", help="part of a board's name")
+    verb.add_argument("--runs", action="store_true", help="with the runs of this folder")
+    verb.add_argument("--add", nargs="+", type=Path, metavar="RUN", help="copy finished runs to the committed records")
+    verb.add_argument("--verify", action="store_true", help="recompute every metric from its rows")
+    verb.add_argument("--markdown", action="store_true")
+
+    _verb(verbs, "doctor", _doctor, "what this machine can do, and what is missing")
+    return parser
+
+
+def _verb(verbs, name: str, run, summary: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EPILOG)
+    verb.set_defaults(run=run)
+    verb.add_argument("--json", action="store_true", help="for machines")
+    verb.add_argument("--debug", action="store_true", help="tracebacks")
+    return verb
+
+
+VERBS = ("list", "train", "eval", "predict", "data", "bench", "new", "leaderboard", "doctor")
+
+
+def _guard_verb(arguments: list[str]) -> None:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        raise unknown("verb", arguments[0], VERBS)
+
+
+def _show(options, facts, lines) -> None:
+    print(json.dumps(facts, indent=1, ensure_ascii=False) if options.json else "\n".join(lines))
+
+
+def _list(options) -> None:
+    from .recipe import recipe_files
+    from .registry import entries
+
+    kinds = ("models", "datasets", "tasks", "recipes")
+    if options.kind not in (*kinds, "all"):
+        raise unknown("list", options.kind, kinds)
+    facts: dict = {}
+    for kind in kinds if options.kind == "all" else (options.kind,):
+        if kind == "recipes":
+            facts[kind] = {name: f"zoo train {name}" for name in recipe_files()}
+        else:
+            facts[kind] = {key: entry.summary for key, entry in entries(kind[:-1]).items()}
+    lines = []
+    for kind, found in facts.items():
+        lines += [f"{kind} ({len(found)})", *(f"  {name:<34}{text}" for name, text in found.items()), ""]
+    _show(options, facts, lines[:-1])
+
+
+def _train(options) -> None:
+    from .files import read_json
+    from .train.run import train
+
+    run = train(
+        options.recipe,
+        options.overrides,
+        sample=options.sample,
+        resume=options.resume,
+        folder=options.folder,
+        quiet=options.json,
+    )
+    if options.json:
+        print(json.dumps({"run": str(run), "record": read_json(run / "record.json")}))
+
+
+def _eval(options) -> None:
+    from .train.inference import evaluate_run
+
+    facts, lines = evaluate_run(options.run)
+    _show(options, facts, lines)
+
+
+def _predict(options) -> None:
+    from .train.inference import predict
+
+    facts, lines = predict(options.run, options.source, out=options.out, top=options.top, features=options.features)
+    _show(options, facts, lines)
+
+
+def _data(options) -> None:
+    from .data.commands import run_action
+
+    facts, lines = run_action(
+        options.action,
+        options.dataset,
+        options.overrides,
+        contract=options.contract,
+        folder=options.folder,
+        seed=options.seed,
+    )
+    _show(options, facts, lines)
+
+
+def _bench(options) -> None:
+    from .bench import bench_recipe
+
+    facts, lines = bench_recipe(options.recipe, options.overrides, sample=options.sample, steps=options.steps)
+    _show(options, facts, lines)
+
+
+def _new(options) -> None:
+    from .scaffold import write
+
+    file, following = write(options.kind, options.name, options.folder)
+    _show(options, {"file": str(file)}, [f"wrote {file}", *following])
+
+
+def _leaderboard(options) -> None:
+    from ..leaderboards.commands import run_action
+
+    facts, lines = run_action(
+        options.benchmark, runs=options.runs, add_runs=options.add, check=options.verify, as_markdown=options.markdown
+    )
+    _show(options, facts, lines)
+
+
+def _doctor(options) -> None:
+    from .doctor import examine
+
+    facts, lines = examine()
+    _show(options, facts, lines)

@@ -1,0 +1,244 @@
+"""Interaction logs: the adapter base, and the lazy parts that models train and are tested on.
+
+Training samples are windows into flat arrays, found by arithmetic when asked for: memory grows with interactions,
+never with prefixes. With `windows="all-positions"` a window of up to `max_len` events trains every position at
+once (each target once per epoch); with `"per-prefix"` every prefix is a sample of its own and trains its last
+position alone, as the papers do and as non-causal models need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..errors import ZooError, unknown
+from .base import Dataset, Part
+from .cache import cached
+from .log_reader import RawLog
+from .log_sample import Events, generate
+from .log_split import SplitLog, assert_no_leak, find_duplicates, global_time, leave_two_out
+from .spec import Inputs, Outputs, Spec, Tensor
+
+CODE_VERSION = 1  # raise when reading, filtering or splitting changes: cached arrays are then made anew
+SPLITS = ("leave-two-out", "global-time")
+WINDOWS = ("all-positions", "per-prefix")
+
+
+def hash_user(name: str) -> str:
+    """The id of a user in prediction rows: 16 hex digits of SHA-256, so that rows hold no raw id."""
+    return hashlib.sha256(f"user\x1f{name}".encode()).hexdigest()[:16]
+
+
+class TrainWindows(Part):
+    """Windows over the training events of all users; the last window of a user ends at its last training event."""
+
+    def __init__(self, log: dict[str, np.ndarray], max_len: int, windows: str):
+        self.item, self.time = log["item"], log["time"]
+        self.start, self.size = log["start"][:-1], log["train_end"] - log["start"][:-1]
+        self.max_len, self.per_prefix = max_len, windows == "per-prefix"
+        targets = np.maximum(self.size - 1, 0)  # a user's first event has nothing before it
+        per_user = targets if self.per_prefix else -(-targets // max_len)
+        self.first = np.concatenate([[0], np.cumsum(per_user)])
+        self.arrays: dict[str, np.ndarray] = {}
+        self.ids = np.arange(self.first[-1])
+        self.groups = np.zeros(0, np.int64)  # users are in every part; assert_no_leak looks at positions
+
+    def batch(self, index: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """items, times (B, max_len) right-padded with 0; length (B,); targets (B, max_len), 0: not trained."""
+        index = np.asarray(index, np.int64)
+        user = np.searchsorted(self.first, index, side="right") - 1
+        nth = index - self.first[user]
+        # `end` is the place (within the user) of the window's last target; windows are laid from the end backwards
+        end = nth + 1 if self.per_prefix else self.size[user] - 1 - nth * self.max_len
+        begin = np.maximum(end - self.max_len, 0)
+        length = end - begin
+        places, valid = _places(self.start[user] + begin, length, self.max_len)
+        targets = np.where(valid, self.item[places + 1], 0)
+        if self.per_prefix:
+            targets[np.arange(self.max_len) != (length - 1)[:, None]] = 0
+        return {
+            "items": np.where(valid, self.item[places], 0).astype(np.int64),
+            "times": np.where(valid, self.time[places], 0),
+            "length": length,
+            "targets": targets.astype(np.int64),
+        }
+
+    def events(self) -> tuple[np.ndarray, np.ndarray]:
+        """User number and item of every training event, for models that count."""
+        place = np.repeat(self.start - np.concatenate([[0], np.cumsum(self.size)[:-1]]), self.size) + np.arange(
+            self.size.sum()
+        )
+        return np.repeat(np.arange(len(self.size)), self.size), np.asarray(self.item[place])
+
+
+class EvalUsers(Part):
+    """One target per user with the history before it: the last `max_len` events, and all of it for masking."""
+
+    def __init__(self, log: dict[str, np.ndarray], part: str, max_len: int, users: list[str]):
+        self.item, self.time, self.max_len = log["item"], log["time"], max_len
+        user = log[f"{part}_user"]
+        self.begin, self.end, self.target = log["start"][user], log[f"{part}_end"], log[f"{part}_item"]
+        self.arrays = {}
+        self.ids = np.array([hash_user(users[u]) for u in user])
+        self.groups = self.ids
+
+    def batch(self, index: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """items, times (B, max_len), length (B,), target (B,) (0: unknown to training), history (B, longest)."""
+        index = np.asarray(index, np.int64)
+        begin, end = self.begin[index], self.end[index]
+        places, valid = _places(
+            np.maximum(begin, end - self.max_len), np.minimum(end - begin, self.max_len), self.max_len
+        )
+        past, known = _places(begin, end - begin, int((end - begin).max()))
+        batch = {
+            "items": np.where(valid, self.item[places], 0).astype(np.int64),
+            "times": np.where(valid, self.time[places], 0),
+            "length": np.minimum(end - begin, self.max_len),
+            "history": np.where(known, self.item[past], 0).astype(np.int64),
+        }
+        return batch if self.target is None else batch | {"target": self.target[index].astype(np.int64)}
+
+
+def _places(begin: np.ndarray, length: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions (B, width) of right-padded runs, and which of them are real; padding points at the run's begin."""
+    step = np.arange(width)
+    valid = step < length[:, None]
+    return begin[:, None] + np.where(valid, step, 0), valid
+
+
+class LogDataset(Dataset):
+    """Base of the interaction-log adapters: a subclass says how its file is read and how a sample is written."""
+
+    domain = "recsys"
+    group = "user/time"
+    tiny = {"max_len": 20}
+
+    def __init__(
+        self,
+        *,
+        root: Path | str | None = None,
+        subset: str | None = None,
+        split: Literal["leave-two-out", "global-time"] = "leave-two-out",
+        max_len: int = 50,
+        k_core: int = 5,
+        windows: Literal["all-positions", "per-prefix"] = "all-positions",
+        duplicates: Literal["refuse", "drop"] = "refuse",
+        quantiles: tuple[float, float] = (0.8, 0.9),
+    ):
+        """`max_len` events enter the model; `quantiles` place the cuts of the global-time split."""
+        super().__init__(root=root, subset=subset)
+        for value, valid, what in ((split, SPLITS, "split"), (windows, WINDOWS, "windows")):
+            if value not in valid:
+                raise unknown(what, value, valid, where=self.name)
+        if max_len < 1 or k_core < 1:
+            raise ZooError(f"{self.name}: max_len {max_len} and k_core {k_core} must be at least 1")
+        self.split, self.max_len, self.k_core, self.windows = split, max_len, k_core, windows
+        self.duplicates, self.quantiles = duplicates, tuple(quantiles)
+        self._log: SplitLog | None = None
+
+    def read_file(self, file: Path) -> RawLog:
+        """The rows of one file of the source's format, in file order, wherever it lies."""
+        raise TypeError(f"{type(self).__name__} does not implement read_file()")
+
+    def write_file(self, file: Path, events: Events) -> None:
+        """Write the sample's events in the source's format."""
+        raise TypeError(f"{type(self).__name__} does not implement write_file()")
+
+    def read_settings(self) -> dict:
+        """What `read_file` depends on beyond the files (column names, units); part of the cache key."""
+        return {}
+
+    def build(self) -> tuple[Spec, dict[str, Part]]:
+        """Read (or fetch from the cache), filter, split; parts read from memory-mapped arrays."""
+        log = self._log = self._load()
+        self.counts = log.counts
+        assert_no_leak(self.split, log.arrays, log.counts)
+        parts: dict[str, Part] = {"train": TrainWindows(log.arrays, self.max_len, self.windows)}
+        for name in ("valid", "test"):
+            parts[name] = EvalUsers(log.arrays, name, self.max_len, log.users)
+        tensors = {
+            "items": Tensor((self.max_len,), "int64"),
+            "times": Tensor((self.max_len,), "int64"),
+            "length": Tensor((), "int64"),
+        }
+        sizes = {"num_items": len(log.items), "max_len": self.max_len}
+        return Spec(Inputs("log", tensors, tuple(log.items)), Outputs(), sizes), parts
+
+    def assert_no_leakage(self, parts: dict[str, Part]) -> None:
+        """Users are in every part by design; `assert_no_leak` compared the positions and times in `build`."""
+
+    def split_hash(self) -> str:
+        """SHA-256 over histories, targets and cuts: two copies of a log agree exactly when all events do."""
+        self.prepare()
+        digest = hashlib.sha256()
+        for name, array in sorted(self._log.arrays.items()):
+            digest.update(f"{name}:{array.dtype}:{len(array)}:".encode() + np.ascontiguousarray(array).tobytes())
+        digest.update("\n".join([*self._log.users, "", *self._log.items]).encode())
+        return digest.hexdigest()
+
+    def _load(self) -> SplitLog:
+        key = {
+            "files": self.manifest(),
+            "read": self.read_settings(),
+            "split": self.split,
+            "k_core": self.k_core,
+            "duplicates": self.duplicates,
+            "quantiles": self.quantiles,
+            "code": CODE_VERSION,
+        }
+        arrays, facts = cached(self.name, key, self._split)
+        return SplitLog(arrays, facts["users"], facts["items"], facts["counts"])
+
+    def _split(self) -> tuple[dict[str, np.ndarray], dict]:
+        raw = self.read_file(self.folder / self.source_files()[0])
+        repeated = find_duplicates(raw)
+        if len(repeated) and self.duplicates == "refuse":
+            row = repeated[0]
+            event = f"user {raw.users[raw.user[row]]}, item {raw.items[raw.item[row]]}, time {raw.time[row]}"
+            raise ZooError(
+                f"{self.folder / self.source_files()[0]}: event {row + 1} repeats ({event}), as do {len(repeated) - 1} "
+                "more; set data.duplicates=drop to keep the first of each"
+            )
+        if len(repeated):
+            keep = np.delete(np.arange(len(raw)), repeated)
+            raw = RawLog(raw.user[keep], raw.item[keep], raw.time[keep], raw.users, raw.items)
+        if self.split == "leave-two-out":
+            log = leave_two_out(raw, self.k_core)
+        else:
+            log = global_time(raw, self.k_core, self.quantiles)
+        log.counts["duplicates_dropped"] = len(repeated)
+        return log.arrays, {"users": log.users, "items": log.items, "counts": log.counts}
+
+    def write_sample(self, folder: Path, seed: int = 0) -> None:
+        """The log of `log_sample` in the source's format."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.write_file(folder / self.source_files()[0], generate(seed))
+
+    def inference(self, source: Path, prep: Path) -> Part:
+        """Histories of all users of a log file, by a run's item list; unknown items are left out and counted."""
+        spec = Spec.load(prep)
+        raw = self.read_file(source)
+        index = {name: i + 1 for i, name in enumerate(spec.inputs.vocabulary)}
+        code = np.array([index.get(name, 0) for name in raw.items], np.int32)[raw.item]
+        known = np.flatnonzero(code)
+        self.counts = {"events": len(raw), "events_of_unknown_items": int(len(raw) - len(known))}
+        order = known[np.lexsort((raw.time[known], raw.user[known]))]
+        user, start = np.unique(raw.user[order], return_index=True)
+        if not len(user):
+            raise ZooError(f"{source}: none of its {len(raw.items)} items is known to the model; check data.item")
+        start = np.append(start, len(order)).astype(np.int64)
+        arrays = {
+            "item": code[order],
+            "time": raw.time[order],
+            "start": start,
+            "predict_user": np.arange(len(user)),
+            "predict_end": start[1:],
+            "predict_item": np.zeros(len(user), np.int32),
+        }
+        part = EvalUsers(arrays, "predict", self.max_len, [raw.users[u] for u in user])
+        part.ids = np.array([raw.users[u] for u in user])
+        part.target = None
+        return part

@@ -1,0 +1,226 @@
+"""Recipes: one YAML file that reproduces one result; loaded, completed, checked, saved, hashed.
+
+Id: `<model>/<dataset>[-<task>][@<split>]`, for example `sasrec/ml-100k@global-time`. The file is
+`configs/<domain>/<dataset>/<model>[-<task>][@<split>].yaml`; where there is none for a split or task, the file of the
+plain pair serves with that one setting changed, and a pair without any file runs on defaults (both are said). Sections
+`model`, `data`, `task`, `train` are checked against the constructors' signatures.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from .errors import ZooError, unknown
+from .files import hash_json, write_text
+from .registry import ROOT, entries, find
+
+SECTIONS = ("model", "data", "task", "train")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe: a name and constructor arguments per section."""
+
+    id: str
+    model: dict
+    data: dict
+    task: dict
+    train: dict
+    seed: int
+    note: str = ""
+
+    def arguments(self, section: str) -> dict:
+        """The constructor arguments of a section, without its name."""
+        return {key: value for key, value in getattr(self, section).items() if key != "name"}
+
+    def resolved(self) -> dict:
+        """Everything, as saved in a run's `recipe.yaml`."""
+        return {"id": self.id, **{name: getattr(self, name) for name in SECTIONS}, "seed": self.seed}
+
+    def scientific(self) -> dict:
+        """What decides the result: without paths, loader and machine settings, and the seed."""
+        from .train.config import OPERATIONAL
+
+        train = {key: value for key, value in self.train.items() if key not in OPERATIONAL}
+        data = {key: value for key, value in self.data.items() if key != "root"}
+        return {"model": self.model, "data": data, "task": self.task, "train": train}
+
+    def hash(self) -> str:
+        """SHA-256 of the scientific part."""
+        return hash_json(self.scientific())
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe as YAML."""
+        write_text(path, yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True))
+
+
+def recipe_files() -> dict[str, Path]:
+    """Recipe id to file, for every recipe of the zoo."""
+    found = {}
+    pattern = rf"([^@]+?)((?:-(?:{'|'.join(entries('task'))}))?(?:@.+)?)"
+    for file in sorted(ROOT.glob("configs/*/*/*.yaml")):
+        model, extra = re.fullmatch(pattern, file.stem).groups()
+        found[f"{model}/{file.parent.name}{extra}"] = file
+    return found
+
+
+def load(source: str, overrides: Iterable[str] = (), *, sample: bool = False) -> Recipe:
+    """The recipe of an id or a YAML file, with `key.sub=value` overrides, checked and completed with defaults."""
+    changes = [_override(text) for text in overrides]
+    if source.endswith((".yaml", ".yml")):
+        if not Path(source).is_file():
+            raise ZooError(f"no file {source}; give a recipe id (`zoo list recipes`) or the path of a YAML file")
+        raw, recipe_id, note = _read(Path(source)), None, ""
+    else:
+        raw, recipe_id, note = _by_id(source)
+    for path, value in changes:
+        _set(raw, path, value)
+    for key in raw:
+        if key not in (*SECTIONS, "seed", "id"):
+            raise unknown("key", key, (*SECTIONS, "seed"), where=f"recipe {source}")
+    return _check(raw, recipe_id or raw.get("id") or Path(source).stem, note, sample)
+
+
+def _by_id(source: str) -> tuple[dict, str, str]:
+    model, slash, rest = source.partition("/")
+    files = recipe_files()
+    if not slash:
+        raise unknown("recipe", source, files)
+    find("model", model)
+    dataset, _, split = rest.partition("@")
+    task = None
+    if not dataset.endswith(".py") and dataset not in entries("dataset"):
+        task = next((name for name in entries("task") if dataset.endswith(f"-{name}")), None)
+        dataset = dataset[: -len(task) - 1] if task else dataset
+    entry = find("dataset", dataset)
+    folder = f"{model}/{dataset.replace(':', '-')}"
+    wanted = {
+        f"{folder}{t}{s}": (t, s)
+        for t in ({f"-{task}"} if task else {""}) | {""}
+        for s in {f"@{split}" if split else "", ""}
+    }
+    exact = sorted((name for name in wanted if name in files), key=len, reverse=True)
+    if exact:
+        raw = _read(files[exact[0]])
+        note = "" if exact[0] == source.replace(":", "-") else f"recipe {exact[0]} with the settings of the id"
+    else:
+        raw, note = (
+            {"model": {"name": model}, "data": {"name": dataset}, "task": {}},
+            f"no recipe for {source}: defaults",
+        )
+    raw.setdefault("task", {})
+    if task:
+        raw["task"]["name"] = task
+    if split:
+        raw.setdefault("data", {})["split"] = split
+    if "name" not in raw["task"]:
+        tasks = entry.declared.get("tasks") or entry.load().tasks
+        raw["task"] = {"name": tasks[0], **raw["task"]}
+    return raw, source, note
+
+
+def _read(file: Path) -> dict:
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
+        raise ZooError(
+            f"{file}, line {line}: not valid YAML ({getattr(error, 'problem', error)}); mend the file"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ZooError(f"{file}: a recipe is a mapping with {', '.join(SECTIONS)}; mend the file")
+    return raw
+
+
+def _override(text: str) -> tuple[list[str], object]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ZooError(f"'{text}' is no override; write key.sub=value, for example train.lr=1e-3")
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ZooError(f"override '{text}': the value is not valid YAML; quote it") from error
+
+
+def _set(raw: dict, path: list[str], value) -> None:
+    *parents, last = path
+    for key in parents:
+        raw = raw.setdefault(key, {})
+        if not isinstance(raw, dict):
+            raise ZooError(f"override {'.'.join(path)}: '{key}' holds a value, not keys; drop the last part")
+    raw[last] = value
+
+
+def _check(raw: dict, recipe_id: str, note: str, sample: bool) -> Recipe:
+    from .train.config import TrainConfig
+
+    raw = copy.deepcopy(raw)
+    names, classes, defaults = {}, {"train": TrainConfig}, {"train": {}}
+    for section in ("model", "data", "task"):
+        kind = "dataset" if section == "data" else section
+        raw.setdefault(section, {})
+        if not isinstance(raw[section], dict) or not isinstance(raw[section].get("name"), str):
+            raise ZooError(f"recipe {recipe_id}: {section}.name is missing; `zoo list {kind}s` shows the names")
+        entry = find(kind, raw[section]["name"])
+        names[section], classes[section] = raw[section].pop("name"), entry.load()
+        defaults[section] = entry.config if section == "model" else {}
+    subset = find("dataset", names["data"]).key.partition(":")[2]
+    if subset:
+        raw["data"].setdefault("subset", subset)
+    if names["task"] not in classes["data"].tasks:
+        raise unknown("task", names["task"], classes["data"].tasks, where=f"data set {names['data']}")
+    if sample:
+        raw["model"] |= classes["model"].tiny
+        raw["data"] |= classes["data"].tiny
+        raw["train"] = {**(raw.get("train") or {}), **classes["task"].sample_train}
+    seed = raw.pop("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ZooError(f"recipe {recipe_id}: seed {seed!r} must be a whole number from 0")
+    done = {}
+    skip = {"model": set(classes["model"].given), "task": {"model", "spec"}, "data": set(), "train": set()}
+    for section in SECTIONS:
+        given = {**defaults[section], **(raw.get(section) or {})}
+        done[section] = {
+            **({"name": names[section]} if section in names else {}),
+            **_typed(section, classes[section], given, skip[section], recipe_id),
+        }
+    return Recipe(recipe_id, **done, seed=seed, note=note)
+
+
+def _typed(section: str, cls: type, given: Mapping, skip: set[str], recipe_id: str) -> dict:
+    """Check keys and types against the signature, and fill in defaults."""
+    from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip=skip, fail_untyped=False)
+    valid = [action.dest for action in parser._actions if action.dest not in ("help",)]
+    for key in given:
+        if key not in valid:
+            raise unknown(
+                "key", f"{section}.{key}", [f"{section}.{name}" for name in valid], where=f"recipe {recipe_id}"
+            )
+    try:
+        parsed = parser.parse_object(Namespace(**given))
+    except (ArgumentError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        bad = next((key for key in given if f'"{key}"' in reason or f"'{key}'" in reason or f".{key}" in reason), "")
+        reason = re.sub(r"^Parser key \"?[\w.]+\"?: ", "", reason)
+        raise ZooError(f"recipe {recipe_id}: {section}.{bad}: {reason[:200]}; give a value of that type") from error
+    return {key: _plain(parsed[key]) for key in valid}
+
+
+def _plain(value):
+    """YAML's own types, so that snapshots and hashes do not depend on tuples or paths."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "as_dict"):
+        return {key: _plain(item) for key, item in value.as_dict().items()}
+    return value

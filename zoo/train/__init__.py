@@ -1,0 +1,1 @@
+"""Running: one recipe to one run folder, exact resume, evaluation, records."""

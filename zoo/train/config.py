@@ -1,0 +1,54 @@
+"""The `train` section of a recipe: everything about optimisation and the machine that is not model, data or task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+#: keys that say where and how fast, not what: left out of the recipe's hash
+OPERATIONAL = (
+    "workers",
+    "threads",
+    "devices",
+    "accelerator",
+    "strategy",
+    "num_nodes",
+    "logger",
+    "log_every",
+    "save_every",
+    "eval_batch_size",
+    "init_from",
+)
+
+
+@dataclass
+class TrainConfig:
+    """Arguments of training; every one can be overridden as `train.key=value`."""
+
+    epochs: int = 50
+    max_steps: int | None = None  #: stop after so many optimiser batches, whatever `epochs` says
+    batch_size: int = 128  #: per process
+    eval_batch_size: int | None = None  #: default twice the batch size
+    optimizer: str = "adamw"  #: adam, adamw, sgd, or any name of timm's optimiser factory
+    lr: float = 1e-3
+    weight_decay: float = 0.0  #: never applied to norms, biases and what a module exempts
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    clip: float | None = None  #: largest gradient norm
+    accumulate: int = 1  #: batches per optimiser step
+    ema: float | None = None  #: decay of an exponential moving average of the weights, used for evaluation
+    precision: Literal["32", "bf16-mixed"] = "32"
+    patience: int | None = None  #: evaluations without a better validation metric before training stops
+    eval_every: int = 1  #: epochs between evaluations
+    save_every: int | None = None  #: steps between resumable states, besides the end of each epoch
+    sampler: Literal["uniform", "balanced"] = "uniform"
+    workers: int = 0  #: loader processes
+    threads: int | None = None  #: torch threads; default what torch chooses
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    deterministic: bool | None = None  #: default: on the CPU yes, on a GPU no
+    log_every: int = 20  #: steps between rows of training loss
+    logger: Any = "auto"  #: "auto" (TensorBoard when installed), null, a Lightning logger's name, or {name: ..., args}
+    init_from: str | None = None  #: a run or a weights file to start from

@@ -1,0 +1,66 @@
+"""What a training run tells on the terminal: a live bar where there is one, a line per evaluation everywhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Console:
+    """Progress of one run; silent on every process but the first."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.bar = None
+        self.train_loss: float | None = None
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        if not self.quiet:
+            (self.bar.console.print if self.bar else print)(
+                text, **({"highlight": False} if self.bar else {"flush": True})
+            )
+
+    def start(self, total: int, done: int) -> None:
+        """Begin to show `total` steps of which `done` are made."""
+        self.total, self.first, self.began = total, done, time.perf_counter()
+        if not self.quiet and sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("train"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]}"),
+                TimeRemainingColumn(),
+            )
+            self.bar.start()
+            self.row = self.bar.add_task("train", total=total, completed=done, loss="")
+
+    def step(self, step: int) -> None:
+        """A step is done."""
+        if self.bar:
+            self.bar.update(self.row, completed=step)
+
+    def loss(self, value: float) -> None:
+        """The mean training loss since the last call."""
+        self.train_loss = value
+        if self.bar:
+            self.bar.update(self.row, loss=f"{value:.4f}")
+
+    def evaluated(
+        self, epoch: int, step: int, name: str, value: float | None, best: float | None, stopped: bool
+    ) -> None:
+        """An evaluation is done."""
+        rate = (time.perf_counter() - self.began) / max(1, step - self.first)
+        left = "stops early" if stopped else f"{rate * (self.total - step):.0f} s left"
+        shown = "undefined" if value is None else f"{value:.4f}"
+        mark = " *" if value is not None and value == best else ""
+        done = f"epoch {epoch:>4}  step {step:>6}/{self.total}  loss {self.train_loss:.4f}"
+        self.line(f"{done}  valid {name} {shown}{mark}  {left}")
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None

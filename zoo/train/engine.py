@@ -1,0 +1,241 @@
+"""The zoo's side of a Lightning training: exact resume, evaluation, best weights, early stopping, the log.
+
+Lightning's Trainer runs the optimisation (devices, precision, DDP, clipping, accumulation) over one long stream of
+steps; this callback counts them. Before every step the random generators are reseeded from (seed, step, rank), so that
+the state of a run is its weights, its optimiser and a few numbers, and a run that goes on from a saved state does the
+same arithmetic as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from .. import metrics
+from ..data.datamodule import DataModule
+from ..errors import ZooError
+from ..files import atomic
+from ..seeding import derive
+from .config import TrainConfig
+from .console import Console
+from .csvlog import CsvLog
+from .evaluate import collect
+from .task import Task
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; saved with every state."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best
+    stopped: bool = False
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    seconds: float = 0.0  # training time of all sittings, evaluation left out
+    samples: int = 0
+
+
+class Engine(L.Callback):
+    """Counts steps, evaluates, saves and restores; one per run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        data: DataModule,
+        config: TrainConfig,
+        seed: int,
+        per_epoch: int,
+        total: int,
+        state: dict | None,
+        console: Console,
+    ):
+        self.folder, self.data, self.config, self.seed = folder, data, config, seed
+        self.per_epoch, self.total, self.state, self.console = per_epoch, total, state, console
+        self.progress = Progress(**state["progress"]) if state else Progress()
+        self.csv = CsvLog(folder / "metrics.csv")
+        self.ema: dict[str, torch.Tensor] | None = None
+        self.began = 0.0
+
+    # Lightning's hooks ------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, task: Task) -> None:
+        """Put back optimiser and schedule (the weights are there already) and cut the log."""
+        self.ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
+        if self.config.ema:
+            self.ema = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
+        if self.state:
+            if self.state["world"] != trainer.world_size:
+                raise ZooError(
+                    f"{self.folder}: was trained by {self.state['world']} processes, now {trainer.world_size}; "
+                    "resume with the same train.devices"
+                )
+            trainer.optimizers[0].load_state_dict(self.state["optimizer"])
+            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["scheduler"])
+            if self.ema is not None:
+                self.ema = {name: self.state["ema"][name].to(tensor.device) for name, tensor in self.ema.items()}
+        if trainer.is_global_zero:
+            self.csv.start(self.progress.step)
+        self.loss = torch.tensor(self.progress.loss_sum, dtype=torch.float64, device=task.device)
+        self.began = time.perf_counter()
+        self.console.start(self.total, self.progress.step)
+
+    def on_train_batch_start(self, trainer: L.Trainer, task: Task, batch, batch_idx: int) -> None:
+        """Reseed: dropout and noise of a step depend on the step alone."""
+        torch.manual_seed(derive(self.seed, "step", self.progress.step, trainer.global_rank))
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: Task, outputs, batch, batch_idx: int) -> None:
+        """Count, log, and at the end of an epoch evaluate and save."""
+        p = self.progress
+        p.step += 1
+        p.loss_count += 1
+        p.samples += len(batch["index"])
+        self.loss += outputs["loss"].detach().double()
+        if self.ema is not None and p.step % self.config.accumulate == 0:
+            self._update_ema(task)
+        last = p.step == self.total
+        if p.step % self.config.log_every == 0 or p.step % self.per_epoch == 0 or last:
+            self._log_loss(trainer)
+        if p.step % self.per_epoch == 0 or last:
+            if (p.step // self.per_epoch) % self.config.eval_every == 0 or last:
+                self._evaluate(trainer, task)
+            self._save(trainer, task)
+        elif self.config.save_every and p.step % self.config.save_every == 0:
+            self._save(trainer, task)
+        self.console.step(p.step)
+        if p.stopped:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, task: Task) -> None:
+        """Close the progress display."""
+        self.console.stop()
+
+    # steps --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished, as the log counts them."""
+        return -(-self.progress.step // self.per_epoch)
+
+    def _update_ema(self, task: Task) -> None:
+        with torch.no_grad():
+            for name, tensor in task.model.state_dict().items():
+                if tensor.is_floating_point():
+                    self.ema[name].lerp_(tensor, 1 - self.config.ema)
+                else:
+                    self.ema[name].copy_(tensor)
+
+    def _log_loss(self, trainer: L.Trainer) -> None:
+        p = self.progress
+        mean = self.loss.item() / p.loss_count
+        if not math.isfinite(mean):
+            raise ZooError(
+                f"training loss is {mean} at step {p.step}; lower train.lr or set train.clip=1"
+            )
+        if trainer.is_global_zero:
+            self.csv.write(p.step, self.epoch, "train", {"loss": mean})
+        self.console.loss(mean)
+        self.loss.zero_()
+        p.loss_count = 0
+
+    def _evaluate(self, trainer: L.Trainer, task: Task) -> None:
+        p = self.progress
+        self._clock()
+        with self.averaged(task):
+            rows = collect(
+                task,
+                self.data,
+                self.data.dataset.part("valid"),
+                device=task.device,
+                precision=self.config.precision,
+                ranks=self.ranks,
+            )
+            values = metrics.compute(task.rows, rows, **task.metric_options())
+            value, lower = values[task.primary], metrics.TASKS[task.rows].lower_is_better(task.primary)
+            better = value is not None and (p.best is None or (value < p.best if lower else value > p.best))
+            if better:
+                p.best, p.best_step, p.stale = value, p.step, 0
+                if trainer.is_global_zero:
+                    _save_weights(task, self.folder / "checkpoints" / "best.safetensors")
+            else:
+                p.stale += 1
+        if trainer.is_global_zero:
+            self.csv.write(p.step, self.epoch, "valid", values)
+            for logger in trainer.loggers:
+                logger.log_metrics({f"valid/{name}": v for name, v in values.items() if v is not None}, p.step)
+        p.stopped = self.config.patience is not None and p.stale >= self.config.patience
+        self.console.evaluated(self.epoch, p.step, task.primary, value, p.best, p.stopped)
+        self.began = time.perf_counter()
+
+    def _clock(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self.began
+        self.began = now
+
+    def averaged(self, task: Task):
+        """Within this block the model holds the averaged weights, if there are any."""
+        return _Swapped(task, self.ema)
+
+    def _save(self, trainer: L.Trainer, task: Task) -> None:
+        """Write the resumable state; loadable with weights_only=True."""
+        self._clock()
+        self.progress.loss_sum = self.loss.item()
+        if not trainer.is_global_zero:
+            return
+        state = {
+            "model": task.model.state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+            "ema": self.ema,
+            "progress": asdict(self.progress),
+            "world": trainer.world_size,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        with atomic(self.folder / "checkpoints" / "last.ckpt") as temporary:
+            torch.save(state, temporary)
+
+
+class _Swapped:
+    def __init__(self, task: Task, weights: dict | None):
+        self.task, self.weights = task, weights
+
+    def __enter__(self) -> None:
+        if self.weights is not None:
+            self.kept = {name: tensor.detach().clone() for name, tensor in self.task.model.state_dict().items()}
+            self.task.model.load_state_dict(self.weights)
+
+    def __exit__(self, *error) -> None:
+        if self.weights is not None:
+            self.task.model.load_state_dict(self.kept)
+
+
+def _save_weights(task: Task, path: Path) -> None:
+    with atomic(path) as temporary:
+        task.model._write(temporary)
+
+
+def load_state(folder: Path) -> dict | None:
+    """The saved state of a run, checked against this process; None where the run has saved none yet."""
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["threads"] != torch.get_num_threads():
+        raise ZooError(
+            f"{folder}: was trained with {state['threads']} threads, now {torch.get_num_threads()}; sums would round "
+            f"differently, resume with train.threads={state['threads']}"
+        )
+    if state["torch"] != torch.__version__:
+        raise ZooError(
+            f"{folder}: was trained with torch {state['torch']}, this is {torch.__version__}; resume with that version "
+            "or start anew"
+        )
+    return state

@@ -1,0 +1,222 @@
+"""The end of a run: best weights, test rows, metrics with intervals, the record, pictures and the table.
+
+Everything here is a function of what training left in the folder, so that a run killed in this phase ends the same.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from ... import __version__
+from ...leaderboards.schema import (
+    Benchmark,
+    Code,
+    Cost,
+    Data,
+    Environment,
+    Interval,
+    Metric,
+    ModelFacts,
+    Predictions,
+    RecipeFacts,
+    Record,
+)
+from .. import metrics, plots
+from ..backbones.base import parameter_count
+from ..files import hash_file, hash_folder, hash_json, write_json
+from ..registry import ROOT
+from .console import Console
+from .evaluate import collect
+from .rows import save_rows
+
+RESAMPLES, LEVEL = 1000, 0.95
+
+
+def finish(s, run: Path, done: dict, console: Console) -> Path:
+    """Evaluate on the test part and write everything a finished run holds; returns the folder."""
+    best = run / "checkpoints" / "best.safetensors"
+    if best.is_file():
+        s.task.model.load_file(best)
+    ranks = {"rank": done.get("rank", 0), "world": done["world"]}
+    data = done.get("data") or s.dataset.datamodule(batch_size=256)
+    device = done["device"]
+    if not s.fitted:
+        s.task.to(device)
+    began = time.perf_counter()
+    rows = collect(s.task, data, s.dataset.part("test"), device=device, precision=s.config.precision, ranks=ranks)
+    eval_seconds = time.perf_counter() - began
+    if ranks["rank"]:
+        return run
+    s.task.to("cpu") if not s.fitted else None
+    s.task.model.save(run, s.recipe.model["name"])
+    save_rows(run / "predictions.npz", rows)
+    record = _record(s, run, rows, done, eval_seconds)
+    if (run / "metrics.csv").is_file():
+        plots.curves(run)
+    write_json(run / "record.json", record.model_dump())
+    for line in summary(record, run):
+        console.line(line)
+    return run
+
+
+def score(s, rows) -> dict[str, Metric]:
+    """Metrics of rows with bootstrap intervals over groups."""
+    options = s.task.metric_options()
+    values = metrics.compute(s.task.rows, rows, **options)
+    bounds = metrics.intervals(s.task.rows, rows, resamples=RESAMPLES, level=LEVEL, seed=0, **options)
+    schema = metrics.TASKS[s.task.rows]
+    return {
+        name: Metric(
+            value=value,
+            low=bounds[name][0] if bounds[name] else None,
+            high=bounds[name][1] if bounds[name] else None,
+            better="lower" if schema.lower_is_better(name) else "higher",
+        )
+        for name, value in values.items()
+    }
+
+
+def _record(s, run: Path, rows, done: dict, eval_seconds: float) -> Record:
+    floor = metrics.compute(
+        s.task.rows, s.task.trivial(s.dataset.part("train"), s.dataset.part("test")), **s.task.metric_options()
+    )
+    seconds, samples = done["seconds"], done["samples"]
+    return Record(
+        benchmark=Benchmark(
+            dataset=s.dataset.key,
+            version=s.dataset.version,
+            task=s.task.rows,
+            split=getattr(s.dataset, "split", None),
+            protocol=s.task.protocol(),
+            metric_version=metrics.METRIC_VERSION,
+            sample=s.dataset.is_sample,
+        ),
+        data=Data(
+            manifest_sha256=hash_json(s.dataset.manifest()),
+            split_sha256=[s.dataset.split_hash()],
+            group=s.dataset.group,
+            n={name: len(part) for name, part in s.dataset.parts.items()},
+        ),
+        model=ModelFacts(
+            name=s.recipe.model["name"],
+            parameters=parameter_count(s.task.model),
+            macs=_macs(s),
+            weights_sha256=hash_file(run / "model.safetensors"),
+            prep_sha256=hash_folder(run / "prep"),
+            pretrained=s.config.init_from and Path(s.config.init_from).name,
+        ),
+        recipe=RecipeFacts(id=s.recipe.id, scientific=s.recipe.scientific(), sha256=s.recipe.hash()),
+        seed=s.seed,
+        code=_code(),
+        environment=Environment(
+            python=platform.python_version(),
+            torch=torch.__version__,
+            device=device_name(done["device"]),
+            precision=s.config.precision,
+            threads=torch.get_num_threads(),
+            mixer_backend=None if s.fitted else "torch",
+            world_size=done["world"],
+            deterministic=done.get("deterministic"),
+        ),
+        primary=s.task.primary,
+        metrics=score(s, rows),
+        interval=Interval(method="percentile bootstrap over groups", level=LEVEL, resamples=RESAMPLES, seed=0),
+        floor=floor,
+        predictions=Predictions(
+            sha256=hash_file(run / "predictions.npz"),
+            rows=len(rows["id"]),
+            bytes=(run / "predictions.npz").stat().st_size,
+        ),
+        cost=Cost(
+            train_seconds=round(seconds, 3),
+            train_steps=done["steps"],
+            best_step=done.get("best_step"),
+            eval_seconds=round(eval_seconds, 3),
+            peak_memory_bytes=_peak(done["device"]),
+            train_samples_per_second=round(samples / seconds, 1) if seconds and samples else None,
+        ),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _macs(s) -> int | None:
+    """Multiply-accumulates of one forward pass; None where the model is no network."""
+    if s.fitted:
+        return None
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = s.dataset.part("test").batch(torch.arange(1).numpy())
+    inputs = [torch.from_numpy(batch[name]) for name in s.task.model.inputs]
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        s.task.model.eval()(*inputs)
+    return counter.get_total_flops() // 2
+
+
+def _code() -> Code:
+    """Version and commit; null where the code does not lie in a git checkout."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    dirty = git("status", "--porcelain") if commit else None
+    return Code(version=__version__, commit=commit, dirty=None if dirty is None else bool(dirty))
+
+
+def device_name(device) -> str:
+    """The hardware in words: the GPU's name, or processor and cores."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        model = next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in cpuinfo.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            model,
+        )
+    return f"cpu: {model}, {torch.get_num_threads()} threads"
+
+
+def _peak(device) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def summary(record: Record, run: Path) -> list[str]:
+    """The table that a run ends with, where it lies, and what to try next."""
+    what = "SYNTHETIC SAMPLE of " if record.benchmark.sample else ""
+    lines = [
+        "",
+        f"{record.model.name} on {what}{record.benchmark.name}, test n = {record.data.n['test']}, seed {record.seed}",
+        f"{'metric':<20}{'value':>10}   {'95 % interval':<20}{'floor':>10}",
+    ]
+    for name, metric in record.metrics.items():
+        bounds = "" if metric.low is None else f"[{metric.low:.4f}, {metric.high:.4f}]"
+        value = "undefined" if metric.value is None else f"{metric.value:.4f}"
+        floor = record.floor.get(name)
+        star = " *" if name == record.primary else ""
+        lines.append(f"{name + star:<20}{value:>10}   {bounds:<20}{'' if floor is None else f'{floor:.4f}':>10}")
+    lines += [
+        "",
+        f"run: {run}",
+        f"next: zoo eval {run} | zoo leaderboard --runs | zoo train {record.recipe.id} seed={record.seed + 1}",
+    ]
+    return lines

@@ -1,0 +1,305 @@
+"""One recipe to one run folder: set up, train or fit, finish; and go on with what was interrupted.
+
+runs/<model>/<dataset>[-<task>][@<split>]/<number>-seed<seed>/
+    recipe.yaml prep/ metrics.csv checkpoints/ model.safetensors config.json predictions.npz plots/ record.json
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from ..api import create_dataset
+from ..backbones.base import Fitted
+from ..data.base import Dataset
+from ..data.spec import Spec
+from ..errors import ZooError
+from ..files import locked, runs_root, write_json
+from ..recipe import Recipe, load
+from ..registry import find
+from ..seeding import derive
+from .config import TrainConfig
+from .console import Console
+from .engine import Engine, load_state
+from .task import Task
+
+CHILD = "STATEZOO_RUN_FOLDER"  # tells the processes that DDP starts which folder the first one chose
+
+
+@dataclass
+class Session:
+    """The objects of one execution."""
+
+    recipe: Recipe
+    dataset: Dataset
+    spec: Spec
+    task: Task
+    config: TrainConfig
+    seed: int
+
+    @property
+    def fitted(self) -> bool:
+        """True where the model is not a network."""
+        return isinstance(self.task.model, Fitted)
+
+
+def session(recipe: Recipe, sample: bool = False) -> Session:
+    """Build dataset, model and task of a recipe; the weights depend on the recipe's seed alone."""
+    arguments = recipe.arguments("data")
+    if sample:
+        cls = find("dataset", recipe.data["name"]).load()
+        dataset = cls.sample(**{key: value for key, value in arguments.items() if key != "root"})
+    else:
+        arguments.pop("subset", None) if ":" in recipe.data["name"] else None
+        dataset = create_dataset(recipe.data["name"], **arguments)
+    spec = dataset.prepare()
+    model_class = find("model", recipe.model["name"]).load()
+    torch.manual_seed(derive(recipe.seed, "weights"))
+    model = model_class.from_spec(spec, **recipe.arguments("model"))
+    task = find("task", recipe.task["name"]).load()(model, spec, **recipe.arguments("task"))
+    task.accept(dataset)
+    return Session(recipe, dataset, spec, task, TrainConfig(**recipe.arguments("train")), recipe.seed)
+
+
+def train(
+    source: str,
+    overrides: list[str] = (),
+    *,
+    sample: bool = False,
+    resume: str | bool = False,
+    folder: Path | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Train a recipe and return its finished folder; `resume` goes on with a run (True: the newest of this recipe)."""
+    child = os.environ.get(CHILD) if int(os.environ.get("LOCAL_RANK", 0)) > 0 else None
+    recipe = load(source, overrides, sample=sample)
+    console = Console(quiet or child is not None)
+    place = runs_root() / re.sub(r"[^\w@.+-]+", "/", recipe.id).strip("./")
+    if child:
+        run = Path(child)
+    elif resume:
+        run = Path(resume) if isinstance(resume, str) else _newest(place, recipe)
+        recipe = _same(run, recipe)
+    else:
+        run = folder or _new(place, recipe)
+    os.environ[CHILD] = str(run)
+    try:
+        if child:
+            return _train(recipe, run, sample, console)
+        with locked(
+            run / ".lock", wait=0, busy=f"{run} is being written by another process; wait for it, or start a new run"
+        ):
+            if folder and not resume and (run / "recipe.yaml").exists():
+                raise ZooError(f"{run} holds a run already; add --resume to go on with it, or give another folder")
+            return _train(recipe, run, sample, console)
+    finally:
+        os.environ.pop(CHILD, None)
+
+
+def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
+    from .finish import finish
+
+    if recipe.train["threads"]:
+        torch.set_num_threads(recipe.train["threads"])
+    if recipe.note:
+        console.line(recipe.note)
+    with quiet_lightning():
+        if (run / "record.json").is_file():
+            console.line(f"{run} is finished; nothing to do")
+            return run
+        s = session(recipe, sample)
+        if not (run / "recipe.yaml").is_file():
+            recipe.save(run / "recipe.yaml")
+            write_json(run / "data.json", {"sample": sample, "folder": str(s.dataset.folder)})
+        (run / "prep").mkdir(parents=True, exist_ok=True)
+        s.spec.save(run / "prep")
+        s.dataset.save_prep(run / "prep")
+        console.line(_headline(s, run))
+        try:
+            done = _fit_fitted(s, run) if s.fitted else _fit_network(s, run, console)
+        except torch.OutOfMemoryError as error:
+            raise ZooError(
+                f"out of memory at batch size {s.config.batch_size}; set train.batch_size="
+                f"{max(1, s.config.batch_size // 2)} and train.accumulate=2, or train.precision=bf16-mixed"
+            ) from error
+        return finish(s, run, done, console)
+
+
+def _headline(s: Session, run: Path) -> str:
+    sizes = ", ".join(f"{len(part)} {name}" for name, part in s.dataset.parts.items())
+    origin = "SYNTHETIC SAMPLE of " if s.dataset.is_sample else ""
+    preset = " (tiny preset)" if s.dataset.is_sample else ""
+    return f"{s.recipe.model['name']}{preset} on {origin}{s.dataset.key} ({sizes}), seed {s.seed} -> {run}"
+
+
+def _fit_fitted(s: Session, run: Path) -> dict:
+    began = time.perf_counter()
+    s.task.model.fit(s.dataset.part("train"), s.spec)
+    return {
+        "seconds": time.perf_counter() - began,
+        "steps": 0,
+        "samples": len(s.dataset.part("train")),
+        "device": "cpu",
+        "world": 1,
+    }
+
+
+def _fit_network(s: Session, run: Path, console: Console) -> dict:
+    config = s.config
+    state = load_state(run)
+    data = s.dataset.datamodule(
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        workers=config.workers,
+        seed=s.seed,
+        sampler=config.sampler,
+    )
+    world = config.devices * config.num_nodes
+    per_epoch = len(data.train_steps(ranks={"rank": 0, "world": world}).batch_sampler)
+    total = per_epoch * config.epochs if config.max_steps is None else min(config.max_steps, per_epoch * config.epochs)
+    if total < 1:
+        raise ZooError(
+            f"train.epochs={config.epochs}, train.max_steps={config.max_steps}: nothing to train; give at least 1"
+        )
+    s.task.train_config, s.task.total_steps = config, -(-total // config.accumulate)
+    if config.init_from and not state:
+        from .weights import init_from
+
+        console.line(init_from(s.task.model, config.init_from))
+    if state:
+        s.task.model.load_state_dict(state["model"])
+        console.line(f"resumes at step {state['progress']['step']}")
+    engine = Engine(run, data, config, s.seed, per_epoch, total, state, console)
+    accelerator = (
+        config.accelerator if config.accelerator != "auto" else ("gpu" if torch.cuda.is_available() else "cpu")
+    )
+    deterministic = config.deterministic if config.deterministic is not None else accelerator == "cpu"
+    torch.use_deterministic_algorithms(deterministic)
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision={"32": "32-true"}.get(config.precision, config.precision),
+        max_epochs=1,
+        callbacks=[engine],
+        logger=_loggers(config, run),
+        gradient_clip_val=config.clip,
+        accumulate_grad_batches=config.accumulate,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=config.log_every,
+        num_sanity_val_steps=0,
+        default_root_dir=run,
+    )
+    if not engine.progress.stopped and engine.progress.step < total:
+        ranks = {"rank": trainer.global_rank, "world": world}
+        trainer.fit(s.task, _Stream(data, engine.progress.step, total, ranks))
+    torch.use_deterministic_algorithms(False)
+    device = trainer.strategy.root_device
+    return {
+        "seconds": engine.progress.seconds,
+        "steps": engine.progress.step,
+        "samples": engine.progress.samples,
+        "device": device,
+        "world": world,
+        "data": data,
+        "best_step": engine.progress.best_step,
+        "deterministic": deterministic,
+        "rank": trainer.global_rank,
+    }
+
+
+class _Stream(L.LightningDataModule):
+    """The training steps from `first` to `total` as one loader; made when the ranks are known."""
+
+    def __init__(self, data, first: int, total: int, ranks: dict):
+        super().__init__()
+        self.data, self.first, self.total, self.world = data, first, total, ranks["world"]
+
+    def train_dataloader(self):
+        return self.data.train_steps(self.first, self.total, {"rank": self.trainer.global_rank, "world": self.world})
+
+
+def _loggers(config: TrainConfig, run: Path):
+    """Lightning loggers by recipe; "auto" is TensorBoard where it is installed."""
+    import importlib.util
+
+    import lightning.pytorch.loggers as known
+
+    if config.logger in (None, False):
+        return False
+    if config.logger == "auto":
+        if importlib.util.find_spec("tensorboard") is None:
+            return False
+        return [known.TensorBoardLogger(run, name="", version="tensorboard")]
+    wanted = config.logger if isinstance(config.logger, list) else [config.logger]
+    made = []
+    for entry in wanted:
+        entry = {"name": entry} if isinstance(entry, str) else dict(entry)
+        name = entry.pop("name", "")
+        if not hasattr(known, name):
+            from ..errors import unknown
+
+            raise unknown("logger", name, [n for n in dir(known) if n.endswith("Logger")], where="train.logger")
+        made.append(getattr(known, name)(**({"save_dir": str(run)} | entry)))
+    return made
+
+
+@contextmanager
+def quiet_lightning():
+    """Lightning's advertisements, and its worries about loaders that the zoo made on purpose, are not the user's."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield
+
+
+def _new(place: Path, recipe: Recipe) -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    while True:
+        numbers = [int(found.group(1)) for path in place.iterdir() if (found := re.match(r"(\d+)-seed", path.name))]
+        run = place / f"{max(numbers, default=0) + 1:03d}-seed{recipe.seed}"
+        try:
+            run.mkdir()
+            return run
+        except FileExistsError:
+            continue  # another process took the number
+
+
+def _newest(place: Path, recipe: Recipe) -> Path:
+    runs = sorted(place.glob(f"*-seed{recipe.seed}"), reverse=True) if place.is_dir() else []
+    for run in runs:
+        if (run / "recipe.yaml").is_file() and not (run / "record.json").is_file():
+            return run
+    raise ZooError(f"no unfinished run of seed {recipe.seed} in {place}; start one without --resume")
+
+
+def _same(run: Path, recipe: Recipe) -> Recipe:
+    """The run's own recipe; refuses overrides that would change the result."""
+    if not (run / "recipe.yaml").is_file():
+        raise ZooError(f"{run}: no recipe.yaml, so no run to resume; check the path")
+    saved = load(str(run / "recipe.yaml"))
+    if saved.hash() != recipe.hash() or saved.seed != recipe.seed:
+        changed = [
+            f"{name}.{key}"
+            for name in ("model", "data", "task", "train")
+            for key, value in saved.scientific()[name].items()
+            if recipe.scientific()[name].get(key) != value
+        ] + (["seed"] if saved.seed != recipe.seed else [])
+        raise ZooError(
+            f"{run}: was started with another {', '.join(changed) or 'recipe'}; drop the override or start a new run"
+        )
+    return recipe
