@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -21,8 +22,13 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         _guard_verb(arguments)
-        options = _parser().parse_args([word for word in arguments if word != "--debug"])
-        return options.run(options) or 0
+        # key=value may stand anywhere, which argparse does not allow behind an option
+        overrides = [word for word in arguments if re.match(r"[A-Za-z_][\w.]*=", word)]
+        options = _parser().parse_args([word for word in arguments if word != "--debug" and word not in overrides])
+        if overrides and not hasattr(options, "overrides"):
+            raise ZooError(f"zoo {arguments[0]} takes no key=value ({overrides[0]}); drop it")
+        options.overrides = overrides
+        return options.handler(options) or 0
     except ZooError as error:
         if debug:
             raise
@@ -65,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "train", _train, "train a recipe")
     verb.add_argument("recipe", help="<model>/<dataset>[-<task>][@<split>], or a YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    verb.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option of the recipe")
     verb.add_argument(
         "--sample", action="store_true", help="the tiny preset on the data set's embedded synthetic sample"
     )
@@ -94,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "bench", _bench, "parameters, MACs, step time, throughput and memory of a recipe")
     verb.add_argument("recipe")
-    verb.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    verb.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option of the recipe")
     verb.add_argument("--sample", action="store_true")
     verb.add_argument("--steps", type=int, default=20)
 
@@ -114,9 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(verbs, name: str, run, summary: str) -> argparse.ArgumentParser:
+def _verb(verbs, name: str, handler, summary: str) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EPILOG)
-    verb.set_defaults(run=run)
+    verb.set_defaults(handler=handler)
     verb.add_argument("--json", action="store_true", help="for machines")
     verb.add_argument("--debug", action="store_true", help="tracebacks")
     return verb

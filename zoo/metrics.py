@@ -18,7 +18,6 @@ property        Each target over its known (not NaN) values, then the mean over 
                 R2 needs two distinct targets, Spearman (Pearson of average ranks) also two distinct values, AUROC and
                 average precision both classes. AUROC is the Mann-Whitney statistic, ties count half; average precision
                 is sum_j (R_j - R_{j-1}) P_j over the distinct scores from the highest, without interpolation.
-intervals       Percentile bootstrap (Efron and Tibshirani 1993, section 13.3), whole groups drawn with replacement.
 
 A metric that does not apply (AUROC of three classes, an EMD nobody measured) is absent; one that is undefined is None.
 """
@@ -36,7 +35,7 @@ from .seeding import generator
 
 METRIC_VERSION = "1"
 Rows = Mapping[str, np.ndarray]
-_BLOCK = 1 << 21  # elements in a block of bootstrap counts: 16 MiB of float64
+_BLOCK = 1 << 20  # elements in a block of bootstrap counts: 8 MiB as integers, 8 MiB as floats
 
 
 class Column(NamedTuple):
@@ -67,9 +66,8 @@ class Schema:
 
     def primary_for(self, **options) -> str:
         """The primary metric under `options`: `auroc` for kind="binary", ndcg@ the first k where `topk` has no 10."""
-        if options.get("kind") == "binary":
-            return "auroc"
-        return self.primary if 10 in options.get("topk", (10,)) else f"ndcg@{options['topk'][0]}"
+        ranked = self.primary if 10 in options.get("topk", (10,)) else f"ndcg@{options['topk'][0]}"
+        return "auroc" if options.get("kind") == "binary" else ranked
 
 
 def check_rows(task: str, rows: Rows, **options) -> None:
@@ -100,7 +98,7 @@ def compute(task: str, rows: Rows, weight: np.ndarray | None = None, **options) 
 def intervals(
     task: str, rows: Rows, *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **options
 ) -> dict[str, tuple[float, float] | None]:
-    """Percentile bootstrap interval (low, high) of every metric of `compute`, resampling whole groups.
+    """Percentile bootstrap (Efron and Tibshirani 1993, section 13.3) of whole groups: (low, high) per metric of `compute`.
 
     A function of the rows (in any order), options and `seed`; memory is O(n) + 16 MiB. None where no honest interval
     exists: one group, or a metric undefined in more than 1 - level of the replicates (fewer are left out). ZooError on
@@ -110,8 +108,7 @@ def intervals(
         raise ZooError(f"resamples={resamples}, level={level}; use resamples >= 1 and a level between 0 and 1")
     names, samples = _replicates(_evaluator(task, rows, options), rows["group"], resamples, seed)
     found = {name: column[np.isfinite(column)] for name, column in zip(names, samples.T, strict=True)}
-    tails = ((1 - level) / 2, (1 + level) / 2)
-    enough = max(1, level * resamples)
+    tails, enough = ((1 - level) / 2, (1 + level) / 2), max(1, level * resamples)
     return {k: tuple(map(float, np.quantile(v, tails))) if v.size >= enough else None for k, v in found.items()}
 
 
@@ -132,7 +129,7 @@ def _evaluator(task: str, rows: Rows, options: Mapping[str, Any]) -> Callable[[n
             raise ZooError(f"{task} rows: column '{name}' is {found}; make it a numpy array: {column.text}")
     n = len(rows["id"])
     if n == 0:
-        raise ZooError(f"{task} rows: column 'id' has no row 0; predict at least one sample")
+        raise ZooError(f"{task} rows: column 'id', row 0: there is no row; predict at least one sample")
 
     def deny(name: str, bad: np.ndarray, what: str, remedy: str) -> None:
         for row in np.flatnonzero(bad.reshape(n, -1).any(1))[:1]:
@@ -140,9 +137,9 @@ def _evaluator(task: str, rows: Rows, options: Mapping[str, Any]) -> Callable[[n
             raise ZooError(f"{task} rows: column '{name}', row {row} (id '{rows['id'][row]}'): {value}{what}; {remedy}")
 
     for name, have in rows.items():
-        if len(have) != n:
-            place = f"column '{name}', row {min(len(have), n)}"
-            raise ZooError(f"{task} rows: {place}: {len(have)} values for {n} ids; give every id one value")
+        if (length := len(have) if np.ndim(have) else 0) != n:
+            place = f"column '{name}', row {min(length, n)}"
+            raise ZooError(f"{task} rows: {place}: {length} values for {n} ids; give every id one value")
         if name in schema.columns and have.dtype.kind == "f":
             gaps = (task, name) == ("property", "target")  # where NaN means unknown
             bad, remedy = (np.isinf, "use NaN for unknown") if gaps else (lambda x: ~np.isfinite(x), "mend the model")
@@ -164,8 +161,8 @@ def _replicates(evaluate: Callable, group: np.ndarray, resamples: int, seed: int
     sums = np.array([np.bincount(inverse, column, groups) for column in columns]).T
     block = max(1, _BLOCK // groups) if columns else 1
     for start in range(0, resamples, block):
-        # Counted uniform draws are the multinomial, at a tenth of the cost of Generator.multinomial for many groups.
-        draws = [rng.integers(0, groups, groups) for _ in range(min(block, resamples - start))]
+        # Counted uniform draws are the multinomial, at a fraction of the cost of Generator.multinomial.
+        draws = (rng.integers(0, groups, groups) for _ in range(min(block, resamples - start)))
         counts = np.array([np.bincount(draw, minlength=groups) for draw in draws], np.float64)
         if columns:
             totals = counts @ sums
@@ -273,12 +270,10 @@ def _completion(rows, deny):
 def _next_item(rows, deny, topk):
     if not (isinstance(topk, (tuple, list)) and topk and all(type(k) is int and k >= 1 for k in topk)):
         raise ZooError(f"topk={topk!r}; give a list of whole numbers >= 1, such as [10, 20, 50]")
-    rank, ties = rows["rank"], rows["ties"]
+    rank, ties = rows["rank"].astype(np.float64), rows["ties"]
     deny("rank", rank < 1, "is below 1", "count ranks from 1")
     deny("rank", rank > rows["candidates"], "is above 'candidates'", "count the target among the candidates")
-    bad = (ties < 0) | (ties >= rank)
-    deny("ties", bad, "does not fit 'rank'", "count the other candidates with the target's score, and in the rank too")
-    rank = rank.astype(np.float64)
+    deny("ties", (ties < 0) | (ties >= rank), "is not in 0 .. rank-1", "count others scored the same, in the rank too")
     gains = {"hr": np.ones(len(rank)), "ndcg": 1 / np.log2(rank + 1), "mrr": 1 / rank}
     return _Means({f"{name}@{k}": gain * (rank <= k) for name, gain in gains.items() for k in topk})
 
@@ -286,8 +281,8 @@ def _next_item(rows, deny, topk):
 def _language_model(rows, deny):
     nll, tokens = rows["nll"].astype(np.float64), rows["tokens"].astype(np.float64)
     deny("tokens", tokens <= 0, "is not above 0", "leave out sequences without a predicted token")
-    # A log-softmax may pass 0 by rounding; anything beyond is a likelihood stored with the wrong sign.
-    deny("nll", nll < -1e-5 * tokens, "is negative", "store the negative log-likelihood, summed over the sequence")
+    low = nll < -1e-5 * tokens  # beyond what a log-softmax may be off by rounding: the sign is wrong
+    deny("nll", low, "is negative", "store the negative log-likelihood, summed over the sequence")
 
     def evaluate(weight):
         mean = weight @ nll / (weight @ tokens)
@@ -303,8 +298,8 @@ def _property(rows, deny, kind):
     target, value = rows["target"].astype(np.float64), rows["value"].astype(np.float64)
     wide, known = np.full(len(value), target.shape != value.shape), ~np.isnan(target)
     deny("value", wide, f"has {value.shape[1]} targets, 'target' {target.shape[1]}", "predict every target")
-    other = known & (target != 0) & (target != 1) & (kind == "binary")
-    deny("target", other, "is not 0, 1 or NaN", "binarise it or use kind='regression'")
+    other = known & (target != 0) & (target != 1)
+    deny("target", other & (kind == "binary"), "is not 0, 1 or NaN", "binarise it or use kind='regression'")
     each = [makers[kind](y[k], v[k]) for y, v, k in zip(target.T, value.T, known.T, strict=True)]
     names = ("rmse", "mae", "r2", "spearman") if kind == "regression" else ("auroc", "average_precision")
 

@@ -29,6 +29,8 @@ class RawLog:
     time: np.ndarray
     users: list[str]
     items: list[str]
+    first_row: int = 1
+    """Line of the file that holds event 0, for messages."""
 
     def __len__(self) -> int:
         return len(self.time)
@@ -76,7 +78,8 @@ def read_log(
     if not times or not sum(map(len, times)):
         raise ZooError(f"{file}: row 1: the file is empty; give a log with at least one event per line")
     join = np.concatenate
-    return RawLog(join(users), join(items), join(times), list(user.codes), list(item.codes))
+    first_row = 1 + int(header and file.suffix != ".parquet")
+    return RawLog(join(users), join(items), join(times), list(user.codes), list(item.codes), first_row)
 
 
 def _text(file: Path, columns, separator: str, header: bool) -> Iterator[tuple[int, dict]]:

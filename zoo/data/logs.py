@@ -199,7 +199,7 @@ class LogDataset(Dataset):
             row = repeated[0]
             event = f"user {raw.users[raw.user[row]]}, item {raw.items[raw.item[row]]}, time {raw.time[row]}"
             raise ZooError(
-                f"{self.folder / self.source_files()[0]}: event {row + 1} repeats ({event}), as do {len(repeated) - 1} "
+                f"{self.folder / self.source_files()[0]}: row {raw.first_row + row} repeats ({event}), as do {len(repeated) - 1} "
                 "more; set data.duplicates=drop to keep the first of each"
             )
         if len(repeated):

@@ -117,7 +117,7 @@ class Engine(L.Callback):
         """Close the progress display."""
         self.console.stop()
 
-    # steps --------------------------------------------------------------------------------------------------------------
+    # steps ----------------------------------------------------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
@@ -136,9 +136,7 @@ class Engine(L.Callback):
         p = self.progress
         mean = self.loss.item() / p.loss_count
         if not math.isfinite(mean):
-            raise ZooError(
-                f"training loss is {mean} at step {p.step}; lower train.lr or set train.clip=1"
-            )
+            raise ZooError(f"training loss is {mean} at step {p.step}; lower train.lr or set train.clip=1")
         if trainer.is_global_zero:
             self.csv.write(p.step, self.epoch, "train", {"loss": mean})
         self.console.loss(mean)

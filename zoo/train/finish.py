@@ -108,7 +108,7 @@ def _record(s, run: Path, rows, done: dict, eval_seconds: float) -> Record:
         model=ModelFacts(
             name=s.recipe.model["name"],
             parameters=parameter_count(s.task.model),
-            macs=_macs(s),
+            macs=macs(s),
             weights_sha256=hash_file(run / "model.safetensors"),
             prep_sha256=hash_folder(run / "prep"),
             pretrained=s.config.init_from and Path(s.config.init_from).name,
@@ -140,14 +140,14 @@ def _record(s, run: Path, rows, done: dict, eval_seconds: float) -> Record:
             train_steps=done["steps"],
             best_step=done.get("best_step"),
             eval_seconds=round(eval_seconds, 3),
-            peak_memory_bytes=_peak(done["device"]),
+            peak_memory_bytes=peak_memory(done["device"]),
             train_samples_per_second=round(samples / seconds, 1) if seconds and samples else None,
         ),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 
-def _macs(s) -> int | None:
+def macs(s) -> int | None:
     """Multiply-accumulates of one forward pass; None where the model is no network."""
     if s.fitted:
         return None
@@ -194,7 +194,8 @@ def device_name(device) -> str:
     return f"cpu: {model}, {torch.get_num_threads()} threads"
 
 
-def _peak(device) -> int:
+def peak_memory(device) -> int:
+    """Bytes: the most a CUDA device had allocated, or the most that this process held in memory."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

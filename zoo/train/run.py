@@ -23,7 +23,7 @@ from ..backbones.base import Fitted
 from ..data.base import Dataset
 from ..data.spec import Spec
 from ..errors import ZooError
-from ..files import locked, runs_root, write_json
+from ..files import locked, read_json, runs_root, write_json
 from ..recipe import Recipe, load
 from ..registry import find
 from ..seeding import derive
@@ -81,16 +81,13 @@ def train(
 ) -> Path:
     """Train a recipe and return its finished folder; `resume` goes on with a run (True: the newest of this recipe)."""
     child = os.environ.get(CHILD) if int(os.environ.get("LOCAL_RANK", 0)) > 0 else None
-    recipe = load(source, overrides, sample=sample)
-    console = Console(quiet or child is not None)
-    place = runs_root() / re.sub(r"[^\w@.+-]+", "/", recipe.id).strip("./")
-    if child:
-        run = Path(child)
-    elif resume:
-        run = Path(resume) if isinstance(resume, str) else _newest(place, recipe)
-        recipe = _same(run, recipe)
+    if resume:
+        run = Path(resume) if isinstance(resume, str) else _newest(_place(source, sample))
+        recipe, sample = _resumed(run, source, overrides), read_json(run / "data.json")["sample"]
     else:
-        run = folder or _new(place, recipe)
+        recipe = load(source, overrides, sample=sample)
+        run = Path(child) if child else folder or _new(_place(recipe.id, sample), recipe)
+    console = Console(quiet or child is not None)
     os.environ[CHILD] = str(run)
     try:
         if child:
@@ -98,7 +95,7 @@ def train(
         with locked(
             run / ".lock", wait=0, busy=f"{run} is being written by another process; wait for it, or start a new run"
         ):
-            if folder and not resume and (run / "recipe.yaml").exists():
+            if not resume and (run / "recipe.yaml").exists():
                 raise ZooError(f"{run} holds a run already; add --resume to go on with it, or give another folder")
             return _train(recipe, run, sample, console)
     finally:
@@ -267,6 +264,11 @@ def quiet_lightning():
         yield
 
 
+def _place(recipe_id: str, sample: bool) -> Path:
+    """The folder of a recipe's runs; runs on the synthetic sample lie apart."""
+    return runs_root() / (re.sub(r"[^\w@.+-]+", "/", recipe_id).strip("./") + ("-sample" if sample else ""))
+
+
 def _new(place: Path, recipe: Recipe) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     while True:
@@ -279,27 +281,25 @@ def _new(place: Path, recipe: Recipe) -> Path:
             continue  # another process took the number
 
 
-def _newest(place: Path, recipe: Recipe) -> Path:
-    runs = sorted(place.glob(f"*-seed{recipe.seed}"), reverse=True) if place.is_dir() else []
-    for run in runs:
+def _newest(place: Path) -> Path:
+    for run in sorted(place.glob("*-seed*"), reverse=True) if place.is_dir() else []:
         if (run / "recipe.yaml").is_file() and not (run / "record.json").is_file():
             return run
-    raise ZooError(f"no unfinished run of seed {recipe.seed} in {place}; start one without --resume")
+    raise ZooError(f"no unfinished run in {place}; start one without --resume")
 
 
-def _same(run: Path, recipe: Recipe) -> Recipe:
-    """The run's own recipe; refuses overrides that would change the result."""
+def _resumed(run: Path, source: str, overrides: list[str]) -> Recipe:
+    """The run's own recipe with machine settings of `overrides`; what would change the result is refused."""
     if not (run / "recipe.yaml").is_file():
         raise ZooError(f"{run}: no recipe.yaml, so no run to resume; check the path")
     saved = load(str(run / "recipe.yaml"))
-    if saved.hash() != recipe.hash() or saved.seed != recipe.seed:
-        changed = [
-            f"{name}.{key}"
-            for name in ("model", "data", "task", "train")
-            for key, value in saved.scientific()[name].items()
-            if recipe.scientific()[name].get(key) != value
-        ] + (["seed"] if saved.seed != recipe.seed else [])
-        raise ZooError(
-            f"{run}: was started with another {', '.join(changed) or 'recipe'}; drop the override or start a new run"
-        )
+    recipe = load(str(run / "recipe.yaml"), overrides)
+    if not source.endswith((".yaml", ".yml")) and saved.id != source:
+        raise ZooError(f"{run} is a run of {saved.id}, not of {source}; `zoo train {saved.id} --resume {run}`")
+    for section, values in saved.scientific().items():
+        for key, value in values.items():
+            if recipe.scientific()[section][key] != value:
+                raise ZooError(f"{run}: was started with {section}.{key}={value}; drop the override or start a new run")
+    if recipe.seed != saved.seed:
+        raise ZooError(f"{run}: was started with seed={saved.seed}; drop the override or start a new run")
     return recipe
