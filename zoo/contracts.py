@@ -94,7 +94,7 @@ def batches_match_the_spec(cls: type[Dataset], config: dict) -> None:
             )
             require(
                 fits and str(have.dtype) == wanted.dtype,
-                f"{adapter.key}: {name} '{tensor}' is {have.dtype} {have.shape[1:]}, the Spec says {wanted.dtype} {wanted.shape}",
+                f"{adapter.key}: {name} '{tensor}' is {have.dtype} {have.shape[1:]}, not {wanted.dtype} {wanted.shape}",
             )
         label = batch.get("label")
         if label is not None and spec.outputs.classes:

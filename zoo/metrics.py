@@ -11,8 +11,7 @@ segmentation    `miou` and `dice` pool the confusions [true, predicted] and aver
                 absent from both scores 1, as in the original Point SSM code, (|x & y| + 1e-8) / (|x or y| + 1e-8).
 next_item       One target a row, so the ideal DCG is 1: NDCG@k = [rank <= k] / log2(rank + 1) (Jarvelin and Kekalainen
                 2002, TOIS 20(4), with the customary log2(rank + 1) discount), HR@k = [rank <= k], MRR@k = [rank <= k] /
-                rank. Ranks are pessimistic, 1 + candidates scored higher + *other* candidates scored the same
-                (`ties`), so that a constant score cannot win.
+                rank. Ranks are pessimistic, 1 + candidates scored higher + *others* scored the same (`ties`).
 language_model  nll = sum nll / sum tokens in nats, perplexity = exp(nll), bits_per_token = nll / ln 2.
 property        Each target over its known (not NaN) values, then the mean over the targets where the metric is defined:
                 R2 needs two distinct targets, Spearman (Pearson of average ranks) also two distinct values, AUROC and
@@ -98,7 +97,7 @@ def compute(task: str, rows: Rows, weight: np.ndarray | None = None, **options) 
 def intervals(
     task: str, rows: Rows, *, resamples: int = 1000, level: float = 0.95, seed: int = 0, **options
 ) -> dict[str, tuple[float, float] | None]:
-    """Percentile bootstrap (Efron and Tibshirani 1993, section 13.3) of whole groups: (low, high) per metric of `compute`.
+    """Percentile bootstrap interval of each metric, drawing whole groups (Efron and Tibshirani 1993, section 13.3).
 
     A function of the rows (in any order), options and `seed`; memory is O(n) + 16 MiB. None where no honest interval
     exists: one group, or a metric undefined in more than 1 - level of the replicates (fewer are left out). ZooError on

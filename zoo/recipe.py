@@ -49,7 +49,9 @@ class Recipe:
 
         train = {key: value for key, value in self.train.items() if key not in OPERATIONAL}
         data = {key: value for key, value in self.data.items() if key != "root"}
-        return {"model": self.model, "data": data, "task": self.task, "train": train}
+        sections = {"model": self.model, "data": data, "task": self.task}
+        named = {section: {**values, "name": Path(values["name"]).name} for section, values in sections.items()}
+        return {**named, "train": train}
 
     def hash(self) -> str:
         """SHA-256 of the scientific part."""
@@ -79,16 +81,30 @@ def load(source: str, overrides: Iterable[str] = (), *, sample: bool = False) ->
         raw, recipe_id, note = _read(Path(source)), None, ""
     else:
         raw, recipe_id, note = _by_id(source)
+    if sample:
+        _shrink(raw)
     for path, value in changes:
         _set(raw, path, value)
     for key in raw:
         if key not in (*SECTIONS, "seed", "id"):
             raise unknown("key", key, (*SECTIONS, "seed"), where=f"recipe {source}")
-    return _check(raw, recipe_id or raw.get("id") or Path(source).stem, note, sample)
+    return _check(raw, recipe_id or raw.get("id") or Path(source).stem, note)
+
+
+def _shrink(raw: dict) -> None:
+    """The settings of `--sample`; overrides come after them."""
+    presets = {
+        "model": find("model", raw["model"]["name"]).load().tiny,
+        "data": find("dataset", raw["data"]["name"]).load().tiny,
+        "train": find("task", raw["task"]["name"]).load().sample_train,
+    }
+    for section, preset in presets.items():
+        raw[section] = {**(raw.get(section) or {}), **preset}
 
 
 def _by_id(source: str) -> tuple[dict, str, str]:
-    model, slash, rest = source.partition("/")
+    # a model may be a path: dir/net.py/digits, dir/net.py:wide/digits
+    model, slash, rest = re.fullmatch(r"(.*?\.py(?::[^/]+)?|[^/]*)(/?)(.*)", source).groups()
     files = recipe_files()
     if not slash:
         raise unknown("recipe", source, files)
@@ -157,7 +173,7 @@ def _set(raw: dict, path: list[str], value) -> None:
     raw[last] = value
 
 
-def _check(raw: dict, recipe_id: str, note: str, sample: bool) -> Recipe:
+def _check(raw: dict, recipe_id: str, note: str) -> Recipe:
     from .train.config import TrainConfig
 
     raw = copy.deepcopy(raw)
@@ -168,17 +184,13 @@ def _check(raw: dict, recipe_id: str, note: str, sample: bool) -> Recipe:
         if not isinstance(raw[section], dict) or not isinstance(raw[section].get("name"), str):
             raise ZooError(f"recipe {recipe_id}: {section}.name is missing; `zoo list {kind}s` shows the names")
         entry = find(kind, raw[section]["name"])
-        names[section], classes[section] = raw[section].pop("name"), entry.load()
+        names[section], classes[section] = _found_from_anywhere(raw[section].pop("name")), entry.load()
         defaults[section] = entry.config if section == "model" else {}
     subset = find("dataset", names["data"]).key.partition(":")[2]
     if subset:
         raw["data"].setdefault("subset", subset)
     if names["task"] not in classes["data"].tasks:
         raise unknown("task", names["task"], classes["data"].tasks, where=f"data set {names['data']}")
-    if sample:
-        raw["model"] |= classes["model"].tiny
-        raw["data"] |= classes["data"].tiny
-        raw["train"] = {**(raw.get("train") or {}), **classes["task"].sample_train}
     seed = raw.pop("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ZooError(f"recipe {recipe_id}: seed {seed!r} must be a whole number from 0")
@@ -191,6 +203,12 @@ def _check(raw: dict, recipe_id: str, note: str, sample: bool) -> Recipe:
             **_typed(section, classes[section], given, skip[section], recipe_id),
         }
     return Recipe(recipe_id, **done, seed=seed, note=note)
+
+
+def _found_from_anywhere(name: str) -> str:
+    """A path as an absolute one, so that a run's recipe can be loaded from any folder."""
+    file, dot, rest = name.partition(".py")
+    return str(Path(file + ".py").expanduser().resolve()) + rest if dot else name
 
 
 def _typed(section: str, cls: type, given: Mapping, skip: set[str], recipe_id: str) -> dict:

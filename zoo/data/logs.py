@@ -198,9 +198,10 @@ class LogDataset(Dataset):
         if len(repeated) and self.duplicates == "refuse":
             row = repeated[0]
             event = f"user {raw.users[raw.user[row]]}, item {raw.items[raw.item[row]]}, time {raw.time[row]}"
+            where = f"{self.folder / self.source_files()[0]}: row {raw.first_row + row}"
             raise ZooError(
-                f"{self.folder / self.source_files()[0]}: row {raw.first_row + row} repeats ({event}), as do {len(repeated) - 1} "
-                "more; set data.duplicates=drop to keep the first of each"
+                f"{where}: repeats an earlier event ({event}), as do {len(repeated) - 1} more rows; "
+                "set data.duplicates=drop to keep the first of each"
             )
         if len(repeated):
             keep = np.delete(np.arange(len(raw)), repeated)

@@ -63,6 +63,7 @@ class Engine(L.Callback):
         self.csv = CsvLog(folder / "metrics.csv")
         self.ema: dict[str, torch.Tensor] | None = None
         self.began = 0.0
+        self.due = False  # a state is to be saved at the next optimiser step
 
     # Lightning's hooks ------------------------------------------------------------------------------------------------
 
@@ -98,17 +99,21 @@ class Engine(L.Callback):
         p.loss_count += 1
         p.samples += len(batch["index"])
         self.loss += outputs["loss"].detach().double()
-        if self.ema is not None and p.step % self.config.accumulate == 0:
-            self._update_ema(task)
         last = p.step == self.total
+        stepped = p.step % self.config.accumulate == 0 or last
+        if self.ema is not None and stepped:
+            self._update_ema(task)
         if p.step % self.config.log_every == 0 or p.step % self.per_epoch == 0 or last:
             self._log_loss(trainer)
         if p.step % self.per_epoch == 0 or last:
             if (p.step // self.per_epoch) % self.config.eval_every == 0 or last:
                 self._evaluate(trainer, task)
-            self._save(trainer, task)
+            self.due = True
         elif self.config.save_every and p.step % self.config.save_every == 0:
+            self.due = True
+        if self.due and stepped:  # gradients that are still being accumulated are not part of a state
             self._save(trainer, task)
+            self.due = False
         self.console.step(p.step)
         if p.stopped:
             trainer.should_stop = True
@@ -195,7 +200,7 @@ class Engine(L.Callback):
             "progress": asdict(self.progress),
             "world": trainer.world_size,
             "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         }
         with atomic(self.folder / "checkpoints" / "last.ckpt") as temporary:
             torch.save(state, temporary)

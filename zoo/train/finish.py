@@ -161,7 +161,7 @@ def macs(s) -> int | None:
 
 
 def _code() -> Code:
-    """Version and commit; null where the code does not lie in a git checkout."""
+    """Version and commit: of the git checkout, or of the archive (`git archive` writes it), else null."""
 
     def git(*words: str) -> str | None:
         try:
@@ -170,9 +170,14 @@ def _code() -> Code:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    commit = git("rev-parse", "HEAD")
-    dirty = git("status", "--porcelain") if commit else None
-    return Code(version=__version__, commit=commit, dirty=None if dirty is None else bool(dirty))
+    if (ROOT / ".git").exists():
+        commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
+        return Code(version=__version__, commit=commit, dirty=None if status is None else bool(status))
+    archived = ROOT / ".git_archival.txt"
+    commit = archived.read_text().split(": ")[1].strip() if archived.is_file() else ""
+    known = len(commit) == 40
+    # an archive cannot tell whether somebody edited it
+    return Code(version=__version__, commit=commit if known else None, dirty=None)
 
 
 def device_name(device) -> str:

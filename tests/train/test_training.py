@@ -1,0 +1,232 @@
+"""What the `train` section promises: each setting has its effect, and failures end in one line with a remedy."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from statezoo.zoo.api import load
+from statezoo.zoo.cli import main
+from statezoo.zoo.errors import ZooError
+from statezoo.zoo.files import read_json
+from statezoo.zoo.train.config import TrainConfig
+from statezoo.zoo.train.csvlog import read_log
+from statezoo.zoo.train.optim import make_optimizer, parameter_groups
+from statezoo.zoo.train.run import train
+
+SHORT = ["train.epochs=2", "train.logger=null"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A short finished run."""
+    return train("mlp/digits", SHORT, sample=True, folder=tmp_path_factory.mktemp("plain") / "run", quiet=True)
+
+
+def digits(folder, *overrides):
+    return train("mlp/digits", [*SHORT, *overrides], sample=True, folder=folder, quiet=True)
+
+
+def test_run_folder_is_complete(plain):
+    names = {path.relative_to(plain).as_posix() for path in plain.rglob("*") if path.is_file()}
+    expected = {"recipe.yaml", "prep/spec.json", "metrics.csv", "model.safetensors", "config.json", "predictions.npz",
+                "record.json", "plots/loss.png", "checkpoints/last.ckpt", "checkpoints/best.safetensors"}  # fmt: skip
+    assert expected <= names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle"))]
+
+
+def test_pictures_show_the_curves(plain):
+    from matplotlib.image import imread
+
+    for name in ("loss", "accuracy", "balanced_accuracy"):
+        image = imread(plain / "plots" / f"{name}.png")
+        assert image.shape[0] > 300 and image.shape[1] > 500
+        assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 20, "an empty picture"
+
+
+def test_seed_decides_the_weights(plain, tmp_path):
+    same, other = digits(tmp_path / "same"), digits(tmp_path / "other", "seed=1")
+    assert (same / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+    assert (other / "model.safetensors").read_bytes() != (plain / "model.safetensors").read_bytes()
+
+
+def test_workers_do_not_change_the_result(plain, tmp_path):
+    with_workers = digits(tmp_path / "run", "train.workers=2")
+    assert (with_workers / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+
+
+def test_init_from_takes_what_fits_and_reports_the_rest(plain, tmp_path, capsys):
+    run = train("mlp/digits", [*SHORT, f"train.init_from={plain}", "model.hidden=32", "train.lr=0"], sample=True,
+                folder=tmp_path / "run")  # fmt: skip
+    said = capsys.readouterr().out
+    assert "mix.0.weight" in said.split("new here:")[1].split(";")[0]
+    before, after = load_file(plain / "model.safetensors"), load_file(run / "model.safetensors")
+    assert torch.equal(before["embed.weight"], after["embed.weight"])
+    assert read_json(run / "record.json")["model"]["pretrained"] is not None
+    with pytest.raises(ZooError, match="no weights there"):
+        digits(tmp_path / "bad", "train.init_from=nowhere")
+
+
+def test_ema_evaluates_the_average(tmp_path):
+    # a decay of 1 never moves: the averaged weights stay what they were at the start
+    run = digits(tmp_path / "run", "train.ema=1.0")
+    start = digits(tmp_path / "start", "train.lr=0")
+    assert torch.equal(
+        load_file(run / "model.safetensors")["embed.weight"], load_file(start / "model.safetensors")["embed.weight"]
+    )
+
+
+def test_patience_stops_early(tmp_path):
+    run = digits(tmp_path / "run", "train.lr=0", "train.patience=2", "train.epochs=9")
+    steps, _ = read_log(run / "metrics.csv")[("valid", "balanced_accuracy")]
+    assert len(steps) == 3  # the first is the best, then two that are no better
+
+
+def test_max_steps_and_eval_every(tmp_path):
+    run = digits(tmp_path / "run", "train.max_steps=7", "train.epochs=9", "train.eval_every=2")
+    curves = read_log(run / "metrics.csv")
+    assert curves[("train", "loss")][0][-1] == 7
+    assert read_json(run / "record.json")["cost"]["train_steps"] == 7
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_precision_trains(tmp_path, precision):
+    run = digits(tmp_path / "run", f"train.precision={precision}")
+    record = read_json(run / "record.json")
+    assert record["environment"]["precision"] == precision
+    assert record["metrics"]["accuracy"]["value"] > record["floor"]["accuracy"]
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(run / "model.safetensors").values())
+
+
+def test_clipping_and_accumulation_change_the_path(plain, tmp_path):
+    weights = {name: load_file(digits(tmp_path / name, f"train.{name}={value}") / "model.safetensors")["embed.weight"]
+               for name, value in (("clip", 1e-4), ("accumulate", 2))}  # fmt: skip
+    reference = load_file(plain / "model.safetensors")["embed.weight"]
+    assert all(not torch.equal(reference, changed) for changed in weights.values())
+
+
+def test_class_weights_and_balanced_sampler(tmp_path):
+    from statezoo.zoo.data.base import Part
+    from statezoo.zoo.data.datamodule import TrainSteps
+
+    label = np.array([0] * 90 + [1] * 10)
+    part = Part({"label": label, "image": np.zeros((100, 1))}, [str(i) for i in range(100)])
+    steps = TrainSteps(part, 10, seed=0, sampler="balanced")
+    drawn = np.concatenate([label[steps.order(epoch)] for epoch in range(50)])
+    assert abs(drawn.mean() - 0.5) < 0.03
+    assert np.array_equal(steps.order(3), steps.order(3)) and not np.array_equal(steps.order(3), steps.order(4))
+    run = digits(tmp_path / "run", "task.class_weights=balanced", "train.sampler=balanced")
+    assert read_json(run / "record.json")["metrics"]["accuracy"]["value"] > 0.15
+
+
+def test_class_weights_weigh_the_loss():
+    from statezoo.tasks.classification import Classification
+    from statezoo.zoo.api import create_dataset, create_model
+
+    spec = create_dataset("digits").sample().prepare()
+    model = create_model("mlp", in_channels=1, height=8, width=8, num_outputs=10, dim=8, hidden=8)
+    task = Classification(model, spec, class_weights="balanced")
+    task.class_weight.copy_(torch.arange(1.0, 11.0))
+    batch = {"image": torch.randn(6, 1, 8, 8), "label": torch.tensor([0, 1, 2, 3, 4, 9])}
+    task.eval()
+    each = torch.nn.functional.cross_entropy(model(batch["image"]), batch["label"], reduction="none")
+    weight = batch["label"] + 1.0
+    assert torch.allclose(task.loss(batch), (each * weight).sum() / weight.sum())
+
+
+def test_nan_ends_in_one_line(tmp_path, capsys):
+    code = main(["train", "mlp/digits", "--sample", "train.optimizer=sgd", "train.lr=1e30", "train.logger=null", "--folder",
+                 str(tmp_path / "run")])  # fmt: skip
+    error = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and len(error) == 1 and "train.lr" in error[0]
+
+
+def test_out_of_memory_ends_in_one_line(tmp_path, monkeypatch):
+    # no CPU allocation fails in torch's own way, so that the error itself is raised where a step would raise it
+    from statezoo.tasks.classification import Classification
+
+    def full(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Classification, "loss", full)
+    with pytest.raises(ZooError, match=r"batch size 64; set train\.batch_size=32"):
+        digits(tmp_path / "run")
+
+
+def test_schedules():
+    model = torch.nn.Linear(2, 2)
+    for schedule, expected in (
+        ("constant", [0.5, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.5]),
+        ("cosine", [0.5, 1.0, 1.0, 0.5]),
+    ):
+        made = make_optimizer(model, TrainConfig(lr=1.0, schedule=schedule, warmup_steps=2), 4)
+        rates = []
+        for _ in range(4):
+            rates.append(made["optimizer"].param_groups[0]["lr"])
+            made["optimizer"].step()
+            made["lr_scheduler"]["scheduler"].step()
+        assert rates == pytest.approx(expected)
+
+
+def test_optimizers_by_name():
+    model = torch.nn.Linear(2, 2)
+    assert isinstance(make_optimizer(model, TrainConfig(optimizer="sgd"), 1)["optimizer"], torch.optim.SGD)
+    assert type(make_optimizer(model, TrainConfig(optimizer="lamb"), 1)["optimizer"]).__name__ == "Lamb"
+    with pytest.raises(ZooError, match="unknown optimizer 'adamm'"):
+        make_optimizer(model, TrainConfig(optimizer="adamm"), 1)
+
+
+def test_weight_decay_spares_vectors_and_what_modules_exempt():
+    class Owner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm, self.A_log = (
+                torch.nn.Linear(3, 3),
+                torch.nn.LayerNorm(3),
+                torch.nn.Parameter(torch.ones(3, 3)),
+            )
+
+        def no_weight_decay(self):
+            return {"A_log"}
+
+    model = torch.nn.Sequential(Owner())
+    decayed, free = parameter_groups(model, 0.1)
+    assert [p.shape for p in decayed["params"]] == [model[0].linear.weight.shape] and decayed["weight_decay"] == 0.1
+    assert free["weight_decay"] == 0 and any(p is model[0].A_log for p in free["params"]) and len(free["params"]) == 4
+
+
+def test_loggers_by_recipe(tmp_path):
+    run = digits(tmp_path / "run", "train.logger=CSVLogger")
+    assert list(run.glob("lightning_logs/version_0/metrics.csv"))
+    with pytest.raises(ZooError, match="did you mean 'CSVLogger'"):
+        digits(tmp_path / "bad", "train.logger=CSVLoger")
+
+
+def test_tensorboard_by_default(tmp_path):
+    pytest.importorskip("tensorboard")
+    run = train("mlp/digits", ["train.epochs=1"], sample=True, folder=tmp_path / "run", quiet=True)
+    assert list(run.glob("tensorboard/events*"))
+
+
+def test_load_needs_the_run_alone(plain, tmp_path, monkeypatch):
+    monkeypatch.setenv("STATEZOO_DATA", str(tmp_path))  # no data anywhere
+    model = load(plain)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10) and not model.training
+
+
+def test_anyones_trainer(plain):
+    """Our data module and task under a plain Lightning Trainer."""
+    import lightning as L
+    from statezoo.tasks.classification import Classification
+    from statezoo.zoo.api import create_dataset, create_model
+
+    adapter = create_dataset("digits").sample()
+    spec = adapter.prepare()
+    task = Classification(
+        create_model("mlp", in_channels=1, height=8, width=8, num_outputs=10, dim=16, hidden=16), spec
+    )
+    trainer = L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                        enable_model_summary=False, num_sanity_val_steps=0)  # fmt: skip
+    trainer.fit(task, datamodule=adapter.datamodule(batch_size=32))
+    assert trainer.current_epoch == 2 and trainer.global_step == 2 * 9
+    assert 0 < float(trainer.callback_metrics["valid/accuracy"]) <= 1
