@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..data.base import Part
@@ -88,15 +89,20 @@ class Model(_Contract, nn.Module):
         return set()
 
     def _write(self, path: Path) -> None:
-        from safetensors.torch import save_model
+        from safetensors.torch import save_file
 
-        save_model(self, str(path))
+        # copies: on a GPU, recurrent layers keep all their weights in one block, which safetensors refuses
+        weights = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.state_dict().items()
+        }
+        save_file(weights, path)
 
     def load_file(self, path: Path) -> None:
         """Load weights written by `save`, strictly, and switch to evaluation."""
-        from safetensors.torch import load_model
+        from safetensors.torch import load_file
 
-        load_model(self, str(path), strict=True)
+        self.load_state_dict(load_file(path), strict=True)
         self.eval()
 
 
