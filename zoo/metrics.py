@@ -105,10 +105,21 @@ def intervals(
     """
     if resamples < 1 or not 0 < level < 1:
         raise ZooError(f"resamples={resamples}, level={level}; use resamples >= 1 and a level between 0 and 1")
-    names, samples = _replicates(_evaluator(task, rows, options), rows["group"], resamples, seed)
+    names, samples = replicates(task, rows, resamples=resamples, seed=seed, **options)
     found = {name: column[np.isfinite(column)] for name, column in zip(names, samples.T, strict=True)}
     tails, enough = ((1 - level) / 2, (1 + level) / 2), max(1, level * resamples)
     return {k: tuple(map(float, np.quantile(v, tails))) if v.size >= enough else None for k, v in found.items()}
+
+
+def replicates(
+    task: str, rows: Rows, *, resamples: int = 1000, seed: int = 0, **options
+) -> tuple[list[str], np.ndarray]:
+    """Metric names and their bootstrap replicates (resamples, metrics), NaN where undefined.
+
+    The draw of groups depends on their names, `resamples` and `seed` alone: rows of another seed or model over the same
+    groups meet the same draws, so that differences of replicates are paired.
+    """
+    return _replicates(_evaluator(task, rows, options), rows["group"], resamples, seed)
 
 
 def _evaluator(task: str, rows: Rows, options: Mapping[str, Any]) -> Callable[[np.ndarray], dict[str, float]]:
@@ -198,6 +209,7 @@ def _ranking(score: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray], 
         auroc = pos @ (np.cumsum(neg) - neg / 2) / (pos.sum() * neg.sum())
         hits, misses, some = np.cumsum(pos[::-1]), np.cumsum(neg[::-1]), pos[::-1] > 0
         return auroc, (pos[::-1] * hits)[some] @ (1 / (hits + misses)[some]) / pos.sum()
+
     return evaluate
 
 
@@ -219,6 +231,7 @@ def _regression(target: np.ndarray, value: np.ndarray) -> Callable[[np.ndarray],
             x, y = x - weight @ x / total, y - weight @ y / total
             spearman = weight @ (x * y) / np.sqrt((weight @ x**2) * (weight @ y**2))
         return np.sqrt(weight @ error**2 / total), weight @ np.abs(error) / total, r2, spearman
+
     return evaluate
 
 
@@ -238,6 +251,7 @@ def _classification(rows, deny):
         found["macro_f1"] = _mean_ratio(2 * right, truth + np.bincount(guess, weight, classes))
         found["nll"] = weight @ loss / weight.sum()
         return found | ({"auroc": ranking(weight)[0]} if ranking else {})
+
     return evaluate
 
 
@@ -256,6 +270,7 @@ def _segmentation(rows, deny):
         hit, both = np.diag(pooled), pooled.sum(0) + pooled.sum(1)
         ratios = {"miou": _mean_ratio(hit, both - hit), "dice": _mean_ratio(2 * hit, both)}
         return ratios | {"miou_sample": weight @ sample_iou / weight.sum(), "accuracy": hit.sum() / pooled.sum()}
+
     return evaluate
 
 
@@ -287,6 +302,7 @@ def _language_model(rows, deny):
         mean = weight @ nll / (weight @ tokens)
         with np.errstate(over="ignore"):  # an infinite perplexity counts as undefined
             return {"nll": mean, "perplexity": np.exp(mean), "bits_per_token": mean / np.log(2)}
+
     return evaluate
 
 
@@ -306,6 +322,7 @@ def _property(rows, deny, kind):
         table = np.array([one(weight[k]) for one, k in zip(each, known.T, strict=True)]).reshape(-1, len(names))
         columns = [column[np.isfinite(column)] for column in table.T]
         return {name: c.mean() if c.size else np.nan for name, c in zip(names, columns, strict=True)}
+
     return evaluate
 
 
@@ -313,18 +330,43 @@ _TEXT, _FLOAT, _INT = Column("U", 1, "unicode (n,)"), Column("f", 1, "float (n,)
 _PROB, _COUNTS = Column("f", 2, "float (n, C)"), Column("iu", 3, "integer (n, C, C)")
 _PAIR, _MAYBE, _BASE = Column("f", 2, "float (n, T)"), _FLOAT._replace(required=False), {"id": _TEXT, "group": _TEXT}
 TASKS: dict[str, Schema] = {
-    "classification": Schema(_BASE | {"target": _INT, "prob": _PROB},
-                             ("accuracy", "balanced_accuracy", "macro_f1", "nll", "auroc"), "balanced_accuracy",
-                             _classification, lower=("nll",)),
-    "segmentation": Schema(_BASE | {"counts": _COUNTS}, ("miou", "miou_sample", "dice", "accuracy"), "miou",
-                           _segmentation),
-    "completion": Schema(_BASE | {"cd_l1": _FLOAT, "cd_l2": _FLOAT, "emd": _MAYBE, "cloud": _TEXT},
-                         ("cd_l1", "cd_l2", "emd"), "cd_l1", _completion, lower=("cd_l1", "cd_l2", "emd")),
-    "next_item": Schema(_BASE | {"rank": _INT, "ties": _INT, "candidates": _INT}, ("hr", "ndcg", "mrr"), "ndcg@10",
-                        _next_item, options={"topk": (10, 20, 50)}),
-    "language_model": Schema(_BASE | {"nll": _FLOAT, "tokens": _INT}, ("nll", "perplexity", "bits_per_token"), "nll",
-                             _language_model, lower=("nll", "perplexity", "bits_per_token")),
-    "property": Schema(_BASE | {"target": _PAIR, "value": _PAIR},
-                       ("rmse", "mae", "r2", "spearman", "auroc", "average_precision"), "rmse", _property,
-                       lower=("rmse", "mae"), options={"kind": "regression"}),
+    "classification": Schema(
+        _BASE | {"target": _INT, "prob": _PROB},
+        ("accuracy", "balanced_accuracy", "macro_f1", "nll", "auroc"),
+        "balanced_accuracy",
+        _classification,
+        lower=("nll",),
+    ),
+    "segmentation": Schema(
+        _BASE | {"counts": _COUNTS}, ("miou", "miou_sample", "dice", "accuracy"), "miou", _segmentation
+    ),
+    "completion": Schema(
+        _BASE | {"cd_l1": _FLOAT, "cd_l2": _FLOAT, "emd": _MAYBE, "cloud": _TEXT},
+        ("cd_l1", "cd_l2", "emd"),
+        "cd_l1",
+        _completion,
+        lower=("cd_l1", "cd_l2", "emd"),
+    ),
+    "next_item": Schema(
+        _BASE | {"rank": _INT, "ties": _INT, "candidates": _INT},
+        ("hr", "ndcg", "mrr"),
+        "ndcg@10",
+        _next_item,
+        options={"topk": (10, 20, 50)},
+    ),
+    "language_model": Schema(
+        _BASE | {"nll": _FLOAT, "tokens": _INT},
+        ("nll", "perplexity", "bits_per_token"),
+        "nll",
+        _language_model,
+        lower=("nll", "perplexity", "bits_per_token"),
+    ),
+    "property": Schema(
+        _BASE | {"target": _PAIR, "value": _PAIR},
+        ("rmse", "mae", "r2", "spearman", "auroc", "average_precision"),
+        "rmse",
+        _property,
+        lower=("rmse", "mae"),
+        options={"kind": "regression"},
+    ),
 }

@@ -1,0 +1,145 @@
+"""Tasks: rows from outputs, losses and floors of all six, against values worked out by hand or by another library."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+from statezoo.zoo import metrics
+from statezoo.zoo.data.base import Part
+from statezoo.zoo.data.spec import Inputs, Outputs, Spec
+from statezoo.zoo.errors import ZooError
+from statezoo.zoo.registry import entries, find
+
+
+class Echo(torch.nn.Module):
+    """A model whose output is its input: what a task makes of an output can then be stated."""
+
+    inputs = ("x",)
+    causal = True
+
+    def forward(self, x):
+        return x
+
+
+def make(name, kind="tokens", classes=(), targets=(), sizes=None, **options):
+    spec = Spec(Inputs(kind, {}), Outputs(classes, targets), sizes or {})
+    return find("task", name).load()(Echo(), spec, **options)
+
+
+def part(n, **arrays):
+    return Part(arrays, [f"s{i}" for i in range(n)])
+
+
+def test_there_are_six_tasks_and_each_has_a_schema():
+    assert list(entries("task")) == [
+        "classification",
+        "completion",
+        "language_model",
+        "next_item",
+        "property",
+        "segmentation",
+    ]
+    for entry in entries("task").values():
+        assert entry.load().rows in metrics.TASKS
+
+
+def test_classification_rows_and_floor():
+    task = make("classification", classes=("a", "b", "c"))
+    scores = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    batch = {"x": scores, "label": torch.tensor([0, 1]), "index": torch.arange(2)}
+    rows = task.batch_rows(batch)
+    assert np.allclose(rows["prob"], scores.softmax(1).numpy()) and rows["target"].tolist() == [0, 1]
+    assert torch.isclose(task.loss(batch), torch.nn.functional.cross_entropy(scores, batch["label"]))
+    floor = task.trivial(part(4, label=np.array([0, 0, 0, 1])), part(2, label=np.array([0, 2])))
+    assert floor["prob"].tolist() == [[0.75, 0.25, 0.0]] * 2
+    assert metrics.compute("classification", floor)["accuracy"] == 0.5
+
+
+def test_classification_needs_classes():
+    with pytest.raises(ZooError, match="at least 2 classes"):
+        make("classification", classes=("only",))
+
+
+def test_segmentation_counts_are_the_confusion_matrix():
+    rng = np.random.default_rng(0)
+    label, guess = rng.integers(-1, 3, (5, 40)), rng.integers(0, 3, (5, 40))
+    task = make("segmentation", classes=("a", "b", "c"))
+    scores = torch.nn.functional.one_hot(torch.from_numpy(guess), 3).float()
+    counts = task.batch_rows({"x": scores, "label": torch.from_numpy(label), "index": torch.arange(5)})["counts"]
+    for i in range(5):
+        known = label[i] >= 0
+        assert np.array_equal(counts[i], confusion_matrix(label[i][known], guess[i][known], labels=[0, 1, 2]))
+    floor = task.trivial(part(5, label=label), part(5, label=label))
+    majority = np.bincount(label[label >= 0]).argmax()
+    assert floor["counts"][:, :, majority].sum() == (label >= 0).sum() == floor["counts"].sum()
+
+
+def test_completion_distances():
+    from scipy.spatial import cKDTree
+
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(3, 50, 3)).astype(np.float32), rng.normal(size=(3, 70, 3)).astype(np.float32)
+    task = make("completion", kind="points")
+    batch = {"x": torch.from_numpy(one), "target": torch.from_numpy(other), "index": torch.arange(3)}
+    rows = task.batch_rows(batch)
+    for i in range(3):
+        there, back = cKDTree(other[i]).query(one[i])[0], cKDTree(one[i]).query(other[i])[0]
+        assert rows["cd_l1"][i] == pytest.approx((there.mean() + back.mean()) / 2, rel=1e-5)
+        assert rows["cd_l2"][i] == pytest.approx((there**2).mean() + (back**2).mean(), rel=1e-5)
+    assert len(set(rows["cloud"])) == 3
+    assert task.loss(batch).item() == pytest.approx(rows["cd_l2"].mean(), rel=1e-5)
+    floor = task.trivial(part(3, points=one, target=other), part(3, points=one, target=other))
+    assert np.allclose(floor["cd_l1"], rows["cd_l1"])
+
+
+def test_language_model_rows_leave_padding_out():
+    task = make("language_model", sizes={"vocab_size": 4})
+    scores = torch.randn(2, 5, 4)
+    target = torch.tensor([[1, 2, 3, 0, 0], [3, 3, 1, 2, 1]])
+    batch = {"x": scores, "target": target, "index": torch.arange(2)}
+    rows = task.batch_rows(batch)
+    logp = scores.double().log_softmax(2)
+    assert rows["tokens"].tolist() == [3, 5]
+    assert rows["nll"][0] == pytest.approx(-sum(logp[0, t, target[0, t]].item() for t in range(3)))
+    assert task.loss(batch).item() == pytest.approx(rows["nll"].sum() / 8, rel=1e-5)
+    floor = task.trivial(part(2, target=target.numpy()), part(2, target=target.numpy()))
+    # counts plus one of tokens 1, 2, 3 are 4, 3, 4 of 11
+    assert floor["nll"][0] == pytest.approx(-np.log(4 / 11 * 3 / 11 * 4 / 11))
+
+
+@pytest.mark.parametrize("kind", ["regression", "binary"])
+def test_property_leaves_unknown_targets_out(kind):
+    spec = Spec(Inputs("tokens", {}), Outputs((), ("p", "q")), {})
+    task = find("task", "property").load()(Echo(), spec, kind=kind)
+    target = np.array([[1.0, np.nan], [0.0, 1.0], [1.0, 0.0], [0.0, np.nan]])
+    train = part(4, target=target)
+
+    class Holder:
+        def part(self, name):
+            return train
+
+    task.accept(Holder())
+    value = torch.tensor([[0.5, 100.0], [0.1, 0.2], [0.3, 0.4], [-0.2, 100.0]])
+    batch = {"x": value, "target": torch.from_numpy(target).float(), "index": torch.arange(4)}
+    known = ~np.isnan(target)
+    if kind == "regression":
+        mean, std = np.nanmean(target, 0), np.nanstd(target, 0)
+        expected = (((value.numpy() - (target - mean) / std) ** 2)[known]).mean()
+        assert np.allclose(task.batch_rows(batch)["value"], value.numpy() * std + mean)
+    else:
+        p = 1 / (1 + np.exp(-value.numpy().astype(np.float64)))
+        expected = -np.where(target == 1, np.log(p), np.log(1 - p))[known].mean()
+        assert np.allclose(task.batch_rows(batch)["value"], p)
+    assert task.loss(batch).item() == pytest.approx(expected, rel=1e-4)
+    floor = task.trivial(train, train)
+    assert np.allclose(floor["value"], np.nanmean(target, 0)) and np.array_equal(
+        floor["target"], target, equal_nan=True
+    )
+
+
+def test_nan_outputs_are_an_error():
+    task = make("classification", classes=("a", "b"))
+    with pytest.raises(ZooError, match=r"NaN; lower train\.lr"):
+        task.batch_rows(
+            {"x": torch.full((1, 2), torch.nan), "label": torch.zeros(1, dtype=torch.int64), "index": torch.arange(1)}
+        )
