@@ -233,6 +233,7 @@ def test_perplexity_equals_torchmetrics():
     assert metrics.compute("language_model", rows)["perplexity"] == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
 def test_infinite_perplexity_is_undefined():
     rows = {"id": np.array(["a"]), "group": np.array(["a"]), "nll": np.array([1e6]), "tokens": np.array([1])}
     assert metrics.compute("language_model", rows)["perplexity"] is None
@@ -473,6 +474,7 @@ BAD = [  # case, options, change, column, row, words of the complaint, words of 
     ("completion", {}, put("cd_l1", 5, -0.5), "cd_l1", 5, "-0.5 is negative", "store distances"),
     ("classification", {}, put("prob", (7, 1), NAN), "prob", 7, "is not finite", "mend the model"),
     ("classification", {}, put("prob", (7, 1), 0.9), "prob", 7, "does not sum to 1", "store probabilities"),
+    ("classification", {}, replace("prob", lambda p: p * 1.0011), "prob", 0, "does not sum to 1", "a softmax"),
     ("classification", {}, put("prob", 7, [2, -1, 0, 0, 0]), "prob", 7, "is negative", "not logits"),
     ("classification", {}, put("target", 8, 5), "target", 8, "5 is not a class of 5", "number classes from 0"),
     ("classification", {}, put("target", 8, -1), "target", 8, "-1 is not a class", "number classes from 0"),
@@ -482,6 +484,7 @@ BAD = [  # case, options, change, column, row, words of the complaint, words of 
     ("next_item", {}, put("rank", 6, 0), "rank", 6, "0 is below 1", "count ranks from 1"),
     ("next_item", {}, put("rank", 6, 501), "rank", 6, "501 is above 'candidates'", "count the target among"),
     ("next_item", {}, put("ties", 6, 499), "ties", 6, "499 is not in 0 .. rank-1", "in the rank too"),
+    ("next_item", {}, lambda r: r.update(ties=r["rank"]), "ties", 0, "is not in 0 .. rank-1", "in the rank too"),
     ("next_item", {}, put("ties", 6, -1), "ties", 6, "-1 is not in 0 .. rank-1", "in the rank too"),
     ("language_model", {}, put("tokens", 1, 0), "tokens", 1, "0 is not above 0", "leave out sequences"),
     ("language_model", {}, put("nll", 1, NAN), "nll", 1, "nan is not finite", "mend the model"),
@@ -511,6 +514,7 @@ def test_bad_rows_name_column_row_and_remedy(case, options, change, column, row,
 def test_small_rounding_is_no_error():
     task, rows = make("classification")
     metrics.check_rows(task, rows | {"prob": rows["prob"].astype(np.float16)})
+    metrics.check_rows(task, rows | {"prob": rows["prob"] * 1.0009})
     task, rows = make("language_model")
     rows["nll"][0] = -1e-7  # a log-softmax just above 0
     metrics.check_rows(task, rows)

@@ -7,6 +7,7 @@ near 1e9 are 64 apart and most users of MovieLens-100K change item order.
 
 from __future__ import annotations
 
+import csv
 import time as clock
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -85,13 +86,13 @@ def read_log(
 def _text(file: Path, columns, separator: str, header: bool) -> Iterator[tuple[int, dict]]:
     import pandas as pd
 
-    with open(file, encoding="utf-8", errors="replace") as lines:
+    with open(file, encoding="utf-8-sig", errors="replace") as lines:
         first = lines.readline().rstrip("\r\n")
     if not first:
         raise ZooError(f"{file}: row 1: the file is empty; give a log with at least one event per line")
     # pandas splits at one character quickly and at a regular expression slowly; "::" is every second ":" field
     step = len(separator) if len(separator) == 2 and separator[0] == separator[1] else 1
-    names = first.split(separator)
+    names = first.split(separator) if len(separator) > 1 else next(csv.reader([first], delimiter=separator))
     places = {}
     for role, column in columns.items():
         if header and column not in names:
