@@ -3,13 +3,15 @@
 A row is a model under one recipe; its value is the mean over seeds. The interval is a hierarchical percentile
 bootstrap: each replicate draws test groups (the same draw for every seed, whose test rows are the same) and seeds, both
 with replacement. It is recomputed from the prediction rows beside the records; where rows are absent there is none.
+Rows of a board meet the same draws, so that differences are paired. A row's rank is one more than the number of rows that
+are better in the primary metric by a difference whose 95 % interval leaves out zero: rows of one rank are tied.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from ..zoo.train.rows import load_rows
 from .schema import LARGEST_PREDICTIONS, Record
 
 RECORDS = ROOT / "leaderboards" / "records"
-RESAMPLES = 1000
+RESAMPLES, QUANTILES = 1000, (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Row:
     value: dict[str, float | None]
     interval: dict[str, tuple[float, float] | None]
     records: tuple[Found, ...]
+    draws: dict[str, np.ndarray] = field(
+        repr=False
+    )  #: bootstrap replicates per metric, (RESAMPLES,); empty without rows
+    rank: int | None = None  #: None where rows are absent
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,17 @@ def _board(group: list[Found]) -> Board:
             row.model,
         )
     )
-    return Board(
-        first.benchmark.name, first.benchmark.sample, first.primary, first.data.n["test"], tuple(made), first.floor
-    )
+    made = [replace(row, rank=_rank(row, made, first.primary, lower)) for row in made]
+    name, n = first.benchmark.name, first.data.n["test"]
+    return Board(name, first.benchmark.sample, first.primary, n, tuple(made), first.floor)
+
+
+def _rank(row: Row, rows: list[Row], primary: str, lower: bool) -> int | None:
+    if not all(other.draws for other in rows):
+        return None
+    sign = -1 if lower else 1
+    ahead = (sign * (other.draws[primary] - row.draws[primary]) for other in rows if other is not row)
+    return 1 + sum(np.quantile(difference, QUANTILES[0]) > 0 for difference in ahead)
 
 
 def _row(found: tuple[Found, ...]) -> Row:
@@ -123,38 +137,36 @@ def _row(found: tuple[Found, ...]) -> Row:
     for name in records[0].metrics:
         values = [record.metrics[name].value for record in records]
         value[name] = None if None in values else float(np.mean(values))
-    interval = dict.fromkeys(value)
+    draws, interval = {}, dict.fromkeys(value)
     if all(one.predictions for one in found):
         key = {"records": [record.id for record in records], "resamples": RESAMPLES, "metrics": metrics.METRIC_VERSION}
-        interval = cached("leaderboards", key, lambda: ({}, hierarchical(found)))[1]
-    return Row(
-        records[0].model.name,
-        records[0].recipe.id,
-        tuple(record.seed for record in records),
-        value,
-        {name: tuple(pair) if pair else None for name, pair in interval.items()},
-        found,
-    )
+        arrays, facts = cached("leaderboards", key, lambda: hierarchical(found))
+        draws = dict(zip(facts["names"], arrays["draws"].T, strict=True))
+        interval |= {name: _bounds(column) for name, column in draws.items()}
+    seeds = tuple(record.seed for record in records)
+    return Row(records[0].model.name, records[0].recipe.id, seeds, value, interval, found, draws)
 
 
-def hierarchical(found: tuple[Found, ...]) -> dict[str, tuple[float, float] | None]:
-    """95 % interval of the mean over seeds, drawing test groups and seeds."""
-    task = found[0].record.benchmark.task
-    options = {
-        name: tuple(v) if isinstance(v, list) else v
-        for name, v in found[0].record.benchmark.protocol.items()
-        if name in metrics.TASKS[task].options
-    }
-    samples, names = [], []
+def _bounds(draws: np.ndarray) -> tuple[float, float] | None:
+    return tuple(np.quantile(draws, QUANTILES).tolist()) if np.isfinite(draws).all() else None
+
+
+def hierarchical(found: tuple[Found, ...]) -> tuple[dict[str, np.ndarray], dict]:
+    """Replicates of the mean over seeds, drawing test groups and seeds: `draws` (RESAMPLES, metrics), and `names`."""
+    names, samples = [], []
     for one in found:
-        names, replicates = metrics.replicates(task, load_rows(one.predictions), resamples=RESAMPLES, seed=0, **options)
-        samples.append(replicates)
+        rows, options = load_rows(one.predictions), _options(one.record)
+        names, one_seed = metrics.replicates(one.record.benchmark.task, rows, resamples=RESAMPLES, seed=0, **options)
+        samples.append(one_seed)
     drawn = generator(0, "seeds").integers(len(found), size=(RESAMPLES, len(found)))
-    mean = np.stack(samples)[drawn, np.arange(RESAMPLES)[:, None]].mean(1)
-    return {
-        name: tuple(np.quantile(column, (0.025, 0.975)).tolist()) if np.isfinite(column).all() else None
-        for name, column in zip(names, mean.T, strict=True)
-    }
+    return {"draws": np.stack(samples)[drawn, np.arange(RESAMPLES)[:, None]].mean(1)}, {"names": names}
+
+
+def _options(record: Record) -> dict:
+    """The options of `metrics.compute` among a record's protocol."""
+    known = metrics.TASKS[record.benchmark.task].options
+    protocol = record.benchmark.protocol.items()
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in protocol if name in known}
 
 
 def add(run: Path) -> Path:
@@ -178,12 +190,7 @@ def verify(found: Found) -> None:
     if found.predictions is None:
         return
     record = found.record
-    options = {
-        name: tuple(v) if isinstance(v, list) else v
-        for name, v in record.benchmark.protocol.items()
-        if name in metrics.TASKS[record.benchmark.task].options
-    }
-    values = metrics.compute(record.benchmark.task, load_rows(found.predictions), **options)
+    values = metrics.compute(record.benchmark.task, load_rows(found.predictions), **_options(record))
     for name, stated in record.metrics.items():
         value = values.get(name)
         if (value is None) != (stated.value is None) or value is not None and abs(value - stated.value) > 1e-9:
@@ -193,18 +200,14 @@ def verify(found: Found) -> None:
 
 
 def table(board: Board, columns: tuple[str, ...] = ()) -> list[list[str]]:
-    """Header and lines of a board as text, values with intervals."""
-    columns = (
-        columns
-        or tuple(name for name in board.rows[0].value if name == board.primary)
-        + tuple(name for name in board.rows[0].value if name != board.primary)[:3]
-    )
-    lines = [["model", "seeds", *columns]]
+    """Header and lines of a board as text: rank (equal ranks are ties), values with intervals."""
+    others = [name for name in board.rows[0].value if name != board.primary]
+    columns = columns or (board.primary, *others[:3])
+    lines = [["rank", "model", "seeds", *columns]]
     for row in board.rows:
-        lines.append(
-            [row.model, str(len(row.seeds)), *(_cell(row.value[name], row.interval[name]) for name in columns)]
-        )
-    lines.append(["(floor)", "", *(_cell(board.floor.get(name), None) for name in columns)])
+        cells = [_cell(row.value[name], row.interval[name]) for name in columns]
+        lines.append([str(row.rank or "-"), row.model, str(len(row.seeds)), *cells])
+    lines.append(["", "floor", "", *(_cell(board.floor.get(name), None) for name in columns)])
     return lines
 
 

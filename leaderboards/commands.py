@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from ..zoo.errors import unknown
@@ -52,18 +51,10 @@ def _lines(board: Board, as_markdown: bool) -> list[str]:
 
 
 def _facts(board: Board) -> dict:
+    shown = ("model", "recipe", "seeds", "value", "interval", "rank")
     rows = [
-        {
-            **{key: value for key, value in asdict(row).items() if key != "records"},
-            "records": [one.record.id for one in row.records],
-        }
+        {name: getattr(row, name) for name in shown} | {"records": [one.record.id for one in row.records]}
         for row in board.rows
     ]
-    return {
-        "name": board.name,
-        "sample": board.sample,
-        "primary": board.primary,
-        "n_test": board.n_test,
-        "rows": rows,
-        "floor": board.floor,
-    }
+    facts = {name: getattr(board, name) for name in ("name", "sample", "primary", "n_test", "floor")}
+    return facts | {"rows": rows}

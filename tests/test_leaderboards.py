@@ -1,0 +1,141 @@
+"""Records and boards: every committed record recomputes, boards never mix what is not comparable, ties are shown."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from statezoo.leaderboards import board
+from statezoo.leaderboards.schema import LARGEST_PREDICTIONS, Record
+from statezoo.zoo import metrics
+from statezoo.zoo.errors import ZooError
+from statezoo.zoo.files import hash_file, read_json, write_json
+from statezoo.zoo.train.rows import load_rows, save_rows
+from statezoo.zoo.train.run import train
+
+COMMITTED = board.find_records()
+
+
+def test_there_are_committed_records():
+    assert len(COMMITTED) >= 80
+
+
+@pytest.mark.parametrize("found", COMMITTED, ids=lambda found: found.path.stem)
+def test_committed_record(found):
+    """Its name is its content's hash, its place its benchmark and model, its rows give its metrics, nothing is raw."""
+    record = found.record
+    assert found.path.stem == record.id
+    assert found.path.parts[-3:-1] == (record.benchmark.name, record.model.name)
+    assert not record.benchmark.sample and record.code.commit and record.code.dirty is not True
+    assert found.predictions is not None and found.predictions.stat().st_size <= LARGEST_PREDICTIONS
+    board.verify(found)
+    rows = load_rows(found.predictions)
+    assert set(rows) == {"id", "group", "rank", "ties", "candidates"}
+    assert all(len(name) == 16 and int(name, 16) >= 0 for name in rows["id"]), "user ids are hashed"
+
+
+def test_committed_predictions_are_small_in_all():
+    assert sum(one.predictions.stat().st_size for one in COMMITTED) < 50e6
+
+
+def test_five_seeds_and_both_splits():
+    boards = board.boards(COMMITTED)
+    for dataset in ("ml-100k", "movietweetings"):
+        for split in ("leave-two-out", "global-time"):
+            (one,) = [b for b in boards if b.name == f"{dataset}-next_item@{split}"]
+            assert {row.model for row in one.rows} >= {"sasrec", "gru4rec", "popularity", "item-knn"}
+            assert all(row.seeds == (0, 1, 2, 3, 4) for row in one.rows)
+            assert all(row.interval[one.primary] for row in one.rows)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds of a network and a fitted model on the sample."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {}
+    for name, recipe, overrides in (
+        ("pop", "popularity/ml-100k", []),
+        ("gru0", "gru4rec/ml-100k", ["train.epochs=2"]),
+        ("gru1", "gru4rec/ml-100k", ["train.epochs=2", "seed=1"]),
+    ):
+        made[name] = train(recipe, ["train.logger=null", *overrides], sample=True, folder=folder / name, quiet=True)
+    return made
+
+
+def found(run):
+    return board.Found(board.read_record(run / "record.json"), run / "record.json")
+
+
+def test_seeds_of_one_recipe_make_one_row(runs):
+    (one,) = board.boards([found(run) for run in runs.values()])
+    assert one.sample and {row.model: row.seeds for row in one.rows} == {"popularity": (0,), "gru4rec": (0, 1)}
+    gru = next(row for row in one.rows if row.model == "gru4rec")
+    values = [read_json(runs[name] / "record.json")["metrics"]["ndcg@10"]["value"] for name in ("gru0", "gru1")]
+    assert gru.value["ndcg@10"] == pytest.approx(np.mean(values))
+    low, high = gru.interval["ndcg@10"]
+    assert low < np.mean(values) < high
+
+
+def test_hierarchical_interval_holds_both_sources(runs):
+    """One seed taken twice has no spread between seeds; two seeds have at least as much in all."""
+    one = [found(runs["gru0"])] * 2
+    draws = board.hierarchical(tuple(one))[0]["draws"]
+    alone = metrics.replicates("next_item", load_rows(runs["gru0"] / "predictions.npz"), resamples=1000)[1]
+    assert np.allclose(draws, alone)
+
+
+def test_ties_are_separated_by_paired_differences(runs, tmp_path):
+    """A model that is better on every user is separated though the intervals overlap; a copy of the best is tied."""
+    rows = load_rows(runs["gru0"] / "predictions.npz")
+    better = {**rows, "rank": np.maximum(1, rows["rank"] - 1), "ties": np.zeros_like(rows["ties"])}
+    record = read_json(runs["gru0"] / "record.json")
+    made = [found(runs["gru0"])]
+    for name, columns in (("better", better), ("copy", better)):
+        (tmp_path / name).mkdir()
+        save_rows(tmp_path / name / "predictions.npz", columns)
+        values = metrics.compute("next_item", columns)
+        changed = json.loads(json.dumps(record))
+        changed["model"]["name"] = name
+        changed["predictions"]["sha256"] = hash_file(tmp_path / name / "predictions.npz")
+        for metric, value in values.items():
+            changed["metrics"][metric]["value"] = value
+        write_json(tmp_path / name / "record.json", changed)
+        made.append(found(tmp_path / name))
+    (one,) = board.boards(made)
+    assert {row.model: row.rank for row in one.rows} == {"better": 1, "copy": 1, "gru4rec": 3}
+    best, worst = one.rows[0], one.rows[-1]
+    assert worst.interval["ndcg@10"][1] > best.interval["ndcg@10"][0], "the intervals themselves overlap"
+
+
+def test_records_of_other_protocols_never_share_a_board(runs):
+    record = board.read_record(runs["pop"] / "record.json")
+    data = record.model_dump()
+    data["benchmark"]["protocol"]["mask_history"] = True
+    assert Record.model_validate(data).board() != record.board()
+    data = record.model_dump()
+    data["data"]["split_sha256"] = ["0" * 64]
+    assert Record.model_validate(data).board() != record.board()
+
+
+def test_a_changed_record_or_row_is_found(runs, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(runs["pop"], copy)
+    record = read_json(copy / "record.json")
+    record["metrics"]["hr@10"]["value"] += 0.01
+    write_json(copy / "record.json", record)
+    with pytest.raises(ZooError, match="the record is wrong"):
+        board.verify(found(copy))
+    save_rows(copy / "predictions.npz", {**load_rows(copy / "predictions.npz"), "rank": np.ones(400, int)})
+    assert found(copy).predictions is None
+
+
+def test_records_are_strict(runs, tmp_path):
+    record = read_json(runs["pop"] / "record.json")
+    write_json(tmp_path / "record.json", record | {"extra": 1})
+    with pytest.raises(ZooError, match="extra"):
+        board.read_record(tmp_path / "record.json")
+
+
+def test_samples_cannot_be_added(runs):
+    with pytest.raises(ZooError, match="synthetic sample"):
+        board.add(runs["pop"])
