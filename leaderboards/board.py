@@ -3,8 +3,8 @@
 A row is a model under one recipe; its value is the mean over seeds. The interval is a hierarchical percentile
 bootstrap: each replicate draws test groups (the same draw for every seed, whose test rows are the same) and seeds, both
 with replacement. It is recomputed from the prediction rows beside the records; where rows are absent there is none.
-Rows of a board meet the same draws, so that differences are paired. A row's rank is one more than the number of rows that
-are better in the primary metric by a difference whose 95 % interval leaves out zero: rows of one rank are tied.
+Rows of a board meet the same draws, so that differences are paired. A row's rank is one more than the number of rows
+that are better in the primary metric by a difference whose 95 % interval leaves out zero: rows of one rank are tied.
 """
 
 from __future__ import annotations

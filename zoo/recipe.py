@@ -104,7 +104,7 @@ def _shrink(raw: dict) -> None:
 
 def _by_id(source: str) -> tuple[dict, str, str]:
     # a model may be a path: dir/net.py/digits, dir/net.py:wide/digits
-    model, slash, rest = re.fullmatch(r"(.*?\.py(?::[^/]+)?|[^/]*)(/?)(.*)", source).groups()
+    model, slash, rest = re.fullmatch(r"(.*?\.py(?::[^/]+)?(?=/)|[^/]*)(/?)(.*)", source).groups()
     files = recipe_files()
     if not slash:
         raise unknown("recipe", source, files)

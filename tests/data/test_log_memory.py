@@ -64,7 +64,8 @@ def log(tmp_path_factory):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="RssAnon is read from Linux's /proc")
 @pytest.mark.parametrize("windows", ["all-positions", "per-prefix"])
 def test_ten_million_events_stay_under_4_gb(log, windows, record_property):
-    done = subprocess.run([sys.executable, "-c", WORKER, str(log), windows], capture_output=True, text=True, timeout=1200)
+    command = [sys.executable, "-c", WORKER, str(log), windows]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout.strip().splitlines()[-1])
     print(facts)

@@ -134,8 +134,8 @@ def test_class_weights_weigh_the_loss():
 
 
 def test_nan_ends_in_one_line(tmp_path, capsys):
-    code = main(["train", "mlp/digits", "--sample", "train.optimizer=sgd", "train.lr=1e30", "train.logger=null", "--folder",
-                 str(tmp_path / "run")])  # fmt: skip
+    bad = ["train.optimizer=sgd", "train.lr=1e30", "train.logger=null"]
+    code = main(["train", "mlp/digits", "--sample", *bad, "--folder", str(tmp_path / "run")])
     error = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and len(error) == 1 and "train.lr" in error[0]
 
@@ -225,8 +225,13 @@ def test_anyones_trainer(plain):
     task = Classification(
         create_model("mlp", in_channels=1, height=8, width=8, num_outputs=10, dim=16, hidden=16), spec
     )
-    trainer = L.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                        enable_model_summary=False, num_sanity_val_steps=0)  # fmt: skip
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = L.Trainer(max_epochs=2, accelerator="cpu", num_sanity_val_steps=0, **quiet)
     trainer.fit(task, datamodule=adapter.datamodule(batch_size=32))
     assert trainer.current_epoch == 2 and trainer.global_step == 2 * 9
     assert 0 < float(trainer.callback_metrics["valid/accuracy"]) <= 1
