@@ -37,7 +37,7 @@ def test_readme_names_the_two_commands():
 
 
 def test_every_command_of_the_readme_runs(world, monkeypatch, capsys):
-    """In order and in one folder, as a reader would; real logs are stood in for by samples, training is cut to 2 steps."""
+    """In order and in one folder, as a reader would; samples stand in for real logs, training is cut to 2 steps."""
     monkeypatch.chdir(world)
     monkeypatch.setenv("STATEZOO_DATA", str(world / "data"))
     monkeypatch.setenv("STATEZOO_RUNS", str(world / "runs"))

@@ -1,0 +1,36 @@
+"""A few steps of training for every model, and for every task of every data set."""
+
+import pytest
+from statezoo.zoo.contracts import sample_for
+from statezoo.zoo.files import read_json
+from statezoo.zoo.registry import entries
+from statezoo.zoo.train.run import train
+
+SHORT = ["train.max_steps=3", "train.logger=null"]
+ADAPTERS = [(key, task) for key, entry in entries("dataset").items() for task in entry.load().tasks]
+
+
+def finished(recipe, folder):
+    run = train(recipe, SHORT, sample=True, folder=folder, quiet=True)
+    record = read_json(run / "record.json")
+    assert record["benchmark"]["sample"] is True
+    assert record["metrics"][record["primary"]]["value"] is not None
+    assert set(record["floor"]) == set(record["metrics"])
+    return record
+
+
+@pytest.mark.parametrize("model", list(entries("model")))
+def test_every_model_trains(model, tmp_path):
+    data = sample_for(entries("model")[model].load())
+    record = finished(f"{model}/{data.key}", tmp_path / "run")
+    assert record["model"]["name"] == model and record["model"]["parameters"] > 0
+
+
+@pytest.mark.parametrize(("dataset", "task"), ADAPTERS)
+def test_every_task_of_every_data_set_trains(dataset, task, tmp_path):
+    adapter = entries("dataset")[dataset].load()
+    kind = adapter.sample(**({"subset": dataset.partition(":")[2]} if ":" in dataset else {})).prepare().inputs.kind
+    model = next((key for key, entry in entries("model").items() if kind in entry.load().accepts), None)
+    assert model, f"no model takes {kind}"
+    record = finished(f"{model}/{dataset}-{task}", tmp_path / "run")
+    assert (record["benchmark"]["dataset"], record["benchmark"]["task"]) == (dataset, task)
