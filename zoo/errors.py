@@ -14,6 +14,10 @@ class ZooError(Exception):
     """A mistake that the user can mend; its text is one line and ends with the remedy."""
 
 
+class BadArgument(ZooError, ValueError):
+    """An argument of an op, mixer or order that does not fit; names the argument, what was expected and what came."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name closest to `name`, or None where nothing is close."""
     valid = list(valid)

@@ -1,49 +1,280 @@
 """The mixer protocol: what goes into a layer that mixes along the sequence, and what comes out.
 
-`mixer(x, ctx, state, want) -> Out(y, state, aux)`. Side information travels in one frozen `SeqContext`; nothing in it
-is changed. A mixer knows no domain.
+    mixer(x, ctx, state, want) -> Out(y, state, aux)        mixer.step(x_t, ctx_t, state) -> Out, one step
+    mixer.init_state(batch)                                 mixer.materialize(x, ctx) -> Matrix
+    mixer.ports() -> named weights                          mixer.points() -> named observation points
+
+Side information travels in one frozen `SeqContext`: a dataclass of tensors, in which nothing is changed and no function
+lives. A mixer says which fields it understands (`uses`) and what may be wanted of it (`wants`); others are refused,
+never ignored. No mixer knows a domain.
+
+Padding is taken out before a mixer sees it: `Mixer.forward` brings the valid steps of each sequence to the front, so
+that invalid ones, wherever they were, neither write nor decay nor enter a convolution, and the state that comes back is
+that behind the last valid step. Their outputs are zero.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import BadArgument
+from ..ops.checks import expect, expect_floating
+
+State = dict[str, Tensor]
+
 
 @dataclass(frozen=True)
 class SeqContext:
-    """Side information of a batch of sequences; a field that is None does not apply."""
+    """Side information of a batch of sequences of L steps; a field that is None does not apply."""
 
     lengths: Tensor | None = None
-    """(B,) int64, number of valid steps from the left."""
+    """(B,) int64: valid steps from the left (right padding)."""
+    mask: Tensor | None = None
+    """(B, L) bool: which steps are valid, anywhere."""
+    segments: Tensor | None = None
+    """(B, L) whole numbers that never fall: packed sequences, the state is reset where the number changes."""
+    orders: Tensor | None = None
+    """(P, L) or (B, P, L) int64: scan paths, for the multi-path wrapper."""
+    inverses: Tensor | None = None
+    """The inverse of each path."""
+    dt_scale: Tensor | None = None
+    """(B, L, 1) or (B, L, H): multiplies the raw time step before its bias and softplus."""
+    log_decay: Tensor | None = None
+    """(B, L, 1) or (B, L, H): added to the log decay."""
+    write: Tensor | None = None
+    """(B, L) bool: False where a step decays the state but does not write."""
+    kept: Tensor | None = None
+    """(B, K) int64, rising: scan these steps alone; the time of the others passes before the next kept one."""
+    positions: Tensor | None = None
+    """(B, L) or (B, L, 2): positions for rotary embeddings; by default the number of valid steps before."""
+    memory: dict[str, Tensor] | None = None
+    """Tensors (B, L, ...) of other layers, by name."""
+
+    def along(self, index: Tensor) -> SeqContext:
+        """The context of the sequence taken in the order `index` (B, K): every per-step field is gathered."""
+        changed = {}
+        for name in ("mask", "segments", "dt_scale", "log_decay", "write", "positions"):
+            if getattr(self, name) is not None:
+                changed[name] = take(getattr(self, name), index)
+        if self.memory is not None:
+            changed["memory"] = {name: take(tensor, index) for name, tensor in self.memory.items()}
+        return replace(self, **changed)
+
+    def settled(self) -> SeqContext:
+        """Padding at the right counts to the last valid step's segment, so that segment numbers never fall."""
+        if self.segments is None or self.lengths is None:
+            return self
+        last = take(self.segments, (self.lengths - 1)[:, None])
+        return replace(self, segments=torch.where(self.valid(self.segments.shape[1]), self.segments, last))
+
+    def given(self) -> set[str]:
+        """Names of the fields that apply."""
+        return {f.name for f in fields(self) if getattr(self, f.name) is not None}
 
     def valid(self, steps: int) -> Tensor | None:
-        """(B, L) bool, True where a step is real; None where all are."""
+        """(B, L) bool from `lengths`; None where all steps are real."""
         if self.lengths is None:
             return None
         return torch.arange(steps, device=self.lengths.device) < self.lengths[:, None]
 
 
+torch.export.register_dataclass(SeqContext)
+NOTHING = SeqContext()
+
+
+def take(tensor: Tensor, index: Tensor) -> Tensor:
+    """Steps `index` (B, K) of `tensor` (B, L, ...); an index (K,) holds for every sequence."""
+    if index.ndim == 1:
+        return tensor.index_select(1, index)
+    index = index.reshape(*index.shape, *(1,) * (tensor.ndim - 2)).expand(-1, -1, *tensor.shape[2:])
+    return tensor.gather(1, index)
+
+
 @dataclass(frozen=True)
 class Out:
-    """Result of a mixer: y (B, L, D), the state behind the last step (or None), and what `want` asked for."""
+    """Result of a mixer: y (B, L, D), the state behind the last step where wanted, and what else `want` asked for."""
 
     y: Tensor
-    state: dict[str, Tensor] | None = None
+    state: State | None = None
     aux: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Matrix(NamedTuple):
+    """A mixer as a matrix: `finish(einsum("bhts,bshp->bthp", matrix, values), parts)` is its output."""
+
+    matrix: Tensor
+    """(B, H, L, L), row t mixes the steps s."""
+    values: Tensor
+    """(B, L, H, P)."""
+    parts: NamedTuple
+    """What `finish` needs besides: gates and skips."""
+
+
 class Mixer(nn.Module):
-    """Base of all mixers."""
+    """Base of all mixers: a subclass implements `mix` (or `project`, `scan` and `finish`) and states what it can do."""
+
+    #: whether y_t depends on steps up to t alone
+    causal: ClassVar[bool] = True
+    #: fields of the context it understands besides lengths and mask
+    uses: ClassVar[frozenset[str]] = frozenset({"segments"})
+    #: what may be wanted
+    wants: ClassVar[frozenset[str]] = frozenset({"state"})
+    #: laws of the suite that do not hold for it: name -> reason
+    exempt: ClassVar[dict[str, str]] = {}
+    #: names of the observation points, in order
+    observed: ClassVar[tuple[str, ...]] = ("in", "out")
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.observe = nn.ModuleDict({name: nn.Identity() for name in self.observed})
+
+    # what a mixer implements ------------------------------------------------------------------------------------------
+
+    def mix(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> Out:
+        """Mix x (B, L, D), whose padding, if any, is at the right (`ctx.lengths`)."""
+        raise TypeError(f"{type(self).__name__} does not implement mix()")
+
+    def init_state(self, batch: int, *, dtype: torch.dtype = torch.float32, device=None) -> State:
+        """The state before the first step: recurrent parts in float32 (or float64), caches of inputs in `dtype`."""
+        raise TypeError(f"{type(self).__name__} has no state")
+
+    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
+        """The mixing matrix for an input without padding."""
+        raise TypeError(f"{type(self).__name__} has no mixing matrix")
+
+    def ports(self) -> dict[str, Tensor]:
+        """Views of the weights by their part in the scan (q, k, v, out, gate, decay): writing to one changes the mixer."""
+        return {}
+
+    # what every mixer has ---------------------------------------------------------------------------------------------
+
+    def points(self) -> dict[str, nn.Module]:
+        """Observation points by name: identity modules on which hooks look at a tensor or replace it."""
+        return dict(self.observe)
 
     def forward(
         self,
         x: Tensor,
         ctx: SeqContext | None = None,
-        state: dict[str, Tensor] | None = None,
+        state: State | None = None,
         want: frozenset[str] = frozenset(),
     ) -> Out:
-        """Mix x (B, L, D) along L."""
-        raise TypeError(f"{type(self).__name__} does not implement forward()")
+        """Mix x (B, L, D) along L; `want` may ask for "state" and what `wants` lists. ValueError on bad arguments."""
+        ctx = NOTHING if ctx is None else ctx
+        self.check(x, ctx, state, want)
+        if ctx.mask is None:
+            ctx = ctx.settled()
+            return self._masked(self.mix(x, ctx, state, want), ctx)
+        # valid steps first, in their order
+        order = ctx.mask.logical_not().to(torch.int8).argsort(dim=1, stable=True)
+        lengths = ctx.mask.sum(1)
+        inner = replace(ctx.along(order), mask=None, lengths=lengths).settled()
+        out = self._masked(self.mix(take(x, order), inner, state, want), inner)
+        back = order.argsort(dim=1)
+        per_step = {name: take(tensor, back) for name, tensor in out.aux.items()}
+        return Out(take(out.y, back), out.state, per_step)
+
+    def _masked(self, out: Out, ctx: SeqContext) -> Out:
+        valid = ctx.valid(out.y.shape[1])
+        return out if valid is None else replace(out, y=torch.where(valid[..., None], out.y, 0))
+
+    def step(self, x_t: Tensor, ctx: SeqContext | None, state: State) -> Out:
+        """One step x_t (B, D); per-step fields of `ctx` have L = 1. Returns y (B, D) and the next state."""
+        expect(type(self).__name__, "x_t", x_t, "B", self.dim)
+        out = self(x_t[:, None], ctx, state, frozenset({"state"}))
+        return Out(out.y[:, 0], out.state, out.aux)
+
+    def check(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> None:
+        """Raise ValueError, naming argument, expected and got, where something does not fit."""
+        name = type(self).__name__
+        expect(name, "x", x, "B", "L", self.dim)
+        expect_floating(name, "x", x)
+        batch, steps = x.shape[:2]
+        known = self.uses | {"lengths", "mask"}
+        for field_name in sorted(ctx.given() - known):
+            raise BadArgument(
+                f"{name}: ctx.{field_name}: expected None ({name} uses {', '.join(sorted(known))}), got a value"
+            )
+        for asked in sorted(want - self.wants):
+            raise BadArgument(f"{name}: want: expected some of {', '.join(sorted(self.wants))}, got '{asked}'")
+        if ctx.lengths is not None and ctx.mask is not None:
+            raise BadArgument(f"{name}: ctx.mask: expected None beside ctx.lengths, got both; give one of them")
+        if ctx.lengths is not None:
+            expect(name, "ctx.lengths", ctx.lengths, batch)
+        for field_name in ("mask", "write"):
+            if getattr(ctx, field_name) is not None:
+                expect(name, f"ctx.{field_name}", getattr(ctx, field_name), batch, steps)
+                if getattr(ctx, field_name).dtype != torch.bool:
+                    raise BadArgument(f"{name}: ctx.{field_name}: expected bool, got {getattr(ctx, field_name).dtype}")
+        if ctx.segments is not None:
+            expect(name, "ctx.segments", ctx.segments, batch, steps)
+        for field_name in ("dt_scale", "log_decay"):
+            tensor = getattr(ctx, field_name)
+            if tensor is not None and tensor.shape[-1] != 1:
+                expect(name, f"ctx.{field_name}", tensor, batch, steps, f"1 or {self.scales()}")
+                expect(name, f"ctx.{field_name}", tensor, batch, steps, self.scales())
+            elif tensor is not None:
+                expect(name, f"ctx.{field_name}", tensor, batch, steps, 1)
+        if ctx.kept is not None:
+            expect(name, "ctx.kept", ctx.kept, batch, "K")
+            if ctx.lengths is not None or ctx.mask is not None:
+                raise BadArgument(
+                    f"{name}: ctx.kept: expected no padding beside it, got lengths or a mask; keep valid steps alone"
+                )
+        if not torch.compiler.is_compiling():
+            self._check_values(name, ctx, steps)
+        if state is not None:
+            self._check_state(name, state, batch, x)
+
+    def scales(self) -> int:
+        """How many decays a step has: heads, or channels."""
+        return 1
+
+    @staticmethod
+    def _check_values(name: str, ctx: SeqContext, steps: int) -> None:
+        """What depends on values; a traced program cannot branch on it."""
+        if ctx.lengths is not None and bool(((ctx.lengths < 1) | (ctx.lengths > steps)).any()):
+            raise BadArgument(f"{name}: ctx.lengths: expected 1 to {steps}, got {ctx.lengths.tolist()[:8]}")
+        if ctx.mask is not None and not bool(ctx.mask.any(1).all()):
+            row = int((~ctx.mask.any(1)).nonzero()[0])
+            raise BadArgument(f"{name}: ctx.mask: expected a valid step in every sequence, got none in row {row}")
+        if ctx.kept is not None:
+            rising = bool((ctx.kept[:, 1:] > ctx.kept[:, :-1]).all())
+            if not rising or bool(((ctx.kept < 0) | (ctx.kept >= steps)).any()):
+                raise BadArgument(
+                    f"{name}: ctx.kept: expected rising step numbers in 0..{steps - 1}, got {ctx.kept.tolist()[:1]}"
+                )
+
+    def _check_state(self, name: str, state: State, batch: int, x: Tensor) -> None:
+        wanted = self.init_state(batch, dtype=x.dtype, device="meta")
+        if not isinstance(state, dict) or set(state) != set(wanted):
+            got = ", ".join(sorted(state)) if isinstance(state, dict) else type(state).__name__
+            raise BadArgument(f"{name}: state: expected {', '.join(sorted(wanted))}, got {got}")
+        for key, tensor in wanted.items():
+            if state[key].ndim != tensor.ndim or any(
+                want not in (0, have) for want, have in zip(tensor.shape, state[key].shape, strict=True)
+            ):  # a size of 0 grows, as a cache does
+                shown = tuple("any" if size == 0 else size for size in tensor.shape)
+                raise BadArgument(f"{name}: state['{key}']: expected {shown}, got {tuple(state[key].shape)}")
+
+
+def condense(time: Tensor, kept: Tensor) -> Tensor:
+    """Time (B, L, ...) of the kept steps (B, K + 1, ...): each with that of the dropped steps before it.
+
+    The last entry is the time that passes behind the last kept step; scanned as a step that does not write, it brings
+    the state to where the whole sequence ends.
+    """
+    steps = torch.arange(time.shape[1], device=time.device).expand(time.shape[0], -1).contiguous()
+    slot = torch.searchsorted(kept.contiguous(), steps)
+    slot = slot.reshape(*slot.shape, *(1,) * (time.ndim - 2)).expand_as(time)
+    return time.new_zeros(time.shape[0], kept.shape[1] + 1, *time.shape[2:]).scatter_add(1, slot, time)
+
+
+def last_valid(tensor: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last valid step of `tensor` (B, L, ...): (B, ...)."""
+    return tensor[:, -1] if lengths is None else take(tensor, (lengths - 1)[:, None])[:, 0]

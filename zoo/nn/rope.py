@@ -1,0 +1,21 @@
+"""Rotary position embeddings (Su et al., 2021, arXiv:2104.09864, eq. 15 and 34), in one or more dimensions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotate(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotate pairs (2i, 2i + 1) of x (B, L, H, d) by position * base^(-2i / d).
+
+    `positions` (B, L), or (B, L, A) for A axes, each of which turns d / A of the channels. Angles are float32 or wider.
+    """
+    positions = positions[..., None] if positions.ndim == 2 else positions
+    axes, wide = positions.shape[-1], torch.promote_types(x.dtype, torch.float32)
+    size = x.shape[-1] // axes
+    frequency = base ** (-torch.arange(0, size, 2, dtype=wide, device=x.device) / size)
+    angle = (positions.to(wide)[..., None] * frequency).flatten(-2)[:, :, None]  # (B, L, 1, d / 2)
+    cos, sin = angle.cos(), angle.sin()
+    even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(x.dtype)

@@ -1,0 +1,56 @@
+"""Argument checks of ops and mixers: every error names the argument, what was expected and what came.
+
+What depends on values (segments that rise, masks with a valid step) is looked at in eager mode alone: a traced program
+cannot branch on it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import BadArgument
+
+
+def expect(where: str, name: str, tensor: Tensor, *shape: int | str) -> None:
+    """Raise unless `tensor` has this shape; names stand for any size of at least 1."""
+    if not isinstance(tensor, Tensor):
+        raise BadArgument(f"{where}: {name}: expected a tensor {_shown(shape)}, got {type(tensor).__name__}")
+    fits = tensor.ndim == len(shape) and all(
+        have == size if isinstance(size, int) else have >= 1 for size, have in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        raise BadArgument(f"{where}: {name}: expected {_shown(shape)}, got {_shown(tuple(tensor.shape))}")
+
+
+def _shown(shape) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def expect_floating(where: str, name: str, tensor: Tensor) -> None:
+    """Raise unless `tensor` has a dtype in which scans work: float32, float64, bfloat16, and float16 on a GPU."""
+    if not tensor.is_floating_point():
+        raise BadArgument(f"{where}: {name}: expected a floating dtype, got {tensor.dtype}")
+    if tensor.dtype == torch.float16 and tensor.device.type == "cpu":
+        raise BadArgument(f"{where}: {name}: expected float32, bfloat16 or float64 on the CPU, got float16")
+
+
+def expect_segments(where: str, segments: Tensor | None, batch: int, steps: int) -> None:
+    """Raise unless `segments` is (B, L) of integers that never fall along a row."""
+    if segments is None:
+        return
+    expect(where, "segments", segments, batch, steps)
+    if segments.is_floating_point() or segments.dtype == torch.bool:
+        raise BadArgument(f"{where}: segments: expected integers, got {segments.dtype}")
+    if not torch.compiler.is_compiling():
+        falls = (segments[:, 1:] < segments[:, :-1]).any(1)
+        if bool(falls.any()):
+            row = int(falls.nonzero()[0])
+            raise BadArgument(
+                f"{where}: segments: expected numbers that never fall along a row, got a fall in row {row}"
+            )
+
+
+def same_segment(segments: Tensor) -> Tensor:
+    """(B, L) bool: True where a step belongs to the segment of the step before (the first step: True)."""
+    return torch.nn.functional.pad(segments[:, 1:] == segments[:, :-1], (1, 0), value=True)
