@@ -148,7 +148,7 @@ class Mixer(nn.Module):
         raise TypeError(f"{type(self).__name__} has no mixing matrix")
 
     def ports(self) -> dict[str, Tensor]:
-        """Views of the weights by their part in the scan (q, k, v, out, gate, decay): writing to one changes the mixer."""
+        """Views of the weights by their part in the scan (q, k, v, out, gate, decay); writing to one changes it."""
         return {}
 
     # what every mixer has ---------------------------------------------------------------------------------------------

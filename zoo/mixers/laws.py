@@ -1,9 +1,9 @@
 """The law suite of mixers: what every mixer, in every wrapper and on every backend, must keep.
 
 Each law takes a function that builds a fresh mixer (the same weights every time) and raises AssertionError where it
-does not hold. Laws are exact ones: in float64 they hold to 1e-10. A mixer that cannot keep one says so, with the reason, in
-`exempt`; tests run the exempted laws too and expect them to fail. `LAWS` is what tests/mixers/test_laws.py runs over
-every mixer; `NEEDS` tells which field of the context a law is about.
+does not hold. Laws are exact ones: in float64 they hold to 1e-10. A mixer that cannot keep one says so, with the
+reason, in `exempt`; tests run the exempted laws too and expect them to fail. `LAWS` is what tests/mixers/test_laws.py
+runs over every mixer; `NEEDS` tells which field of the context a law is about.
 """
 
 from __future__ import annotations

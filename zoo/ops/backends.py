@@ -103,8 +103,9 @@ def call_of(x: Tensor, steps: int, **options) -> Call:
     )
 
 
-def explain(op: str, call: Call = Call()) -> dict[str, str]:
+def explain(op: str, call: Call | None = None) -> dict[str, str]:
     """Every backend name with the reason why it does not serve `call`, or "chosen" or "could serve"."""
+    call = call or Call()
     if op not in _BACKENDS:
         raise unknown("op", op, _BACKENDS)
     have, chosen, told = {backend.name: backend for backend in _BACKENDS[op]}, False, {}

@@ -5,11 +5,11 @@
 Decay and write are separate: the mixer passes u = dt * x (the exponential-Euler rule of the released code), and a step
 may let time pass without writing or write without time passing. e is an optional extra log decay.
 
-`reference` loops over the steps. `torch` goes block by block: within a block all decays and writes are made at once,
-in step-major buffers that stay in cache, the recurrence runs in place over contiguous slices, and only the states
-between blocks are kept for backward, which recomputes the rest (the idea of section 3.3.2 of the paper). Nothing is ever
-divided by a decay, so that any gate is finite. `inductor` is the same with the block compiled. An exported program holds
-the doubling form, log2(L) rounds of h_t = a_t h_{t-k} + b_t, which has no loop over steps.
+`reference` loops over the steps. `torch` goes block by block: within a block all decays and writes are made at once, in
+step-major buffers that stay in cache, the recurrence runs in place over contiguous slices, and only the states between
+blocks are kept for backward, which recomputes the rest (the idea of section 3.3.2 of the paper). Nothing is ever
+divided by a decay, so that any gate is finite. `inductor` is the same with the block compiled. An exported program
+holds the doubling form, log2(L) rounds of h_t = a_t h_{t-k} + b_t, which has no loop over steps.
 """
 
 from __future__ import annotations
