@@ -44,7 +44,8 @@ class NextItem(Task):
 
     def accept(self, dataset: Dataset) -> None:
         """Training all positions at once is sound only where position t sees steps up to t."""
-        if not self.model.causal and getattr(dataset, "windows", "") == "all-positions":
+        fills_gaps = hasattr(self.model, "fill_gaps")  # trains both ways by hidden items
+        if not (self.model.causal or fills_gaps) and getattr(dataset, "windows", "") == "all-positions":
             raise ZooError(
                 f"{type(self.model).__name__} is not causal, so that one pass cannot train all positions; "
                 "set data.windows=per-prefix"
@@ -52,12 +53,16 @@ class NextItem(Task):
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy over all positions with a target."""
-        features = self.model.forward_features(*self.inputs(batch)).flatten(0, 1)
-        targets = batch["targets"].flatten()
+        if hasattr(self.model, "fill_gaps"):
+            features, targets = self.model.fill_gaps(batch["items"], batch["targets"], batch["length"])
+        else:
+            features, targets = self.model.forward_features(*self.inputs(batch)), batch["targets"]
+        features, targets = features.flatten(0, 1), targets.flatten()
         # index_select: its backward is deterministic, that of boolean indexing is not
         trained = targets.nonzero().squeeze(1)
         scores = self.model.forward_head(features.index_select(0, trained))
-        return F.cross_entropy(scores[:, 1:], targets.index_select(0, trained) - 1)
+        first = 0 if getattr(self.model, "pad_competes", False) else 1  # column 0 is padding
+        return F.cross_entropy(scores[:, first:], targets.index_select(0, trained) - first)
 
     def outputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Scores (B, num_items + 1) behind each user's last event."""

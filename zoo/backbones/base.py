@@ -84,6 +84,17 @@ class Model(_Contract, nn.Module):
         """The tensors named in `inputs`, in order, to outputs."""
         return self.forward_head(self.forward_features(*inputs))
 
+    def init_states(self, batch: int) -> list[dict[str, Tensor]]:
+        """States before the first event or token, for models that offer `step`; others refuse."""
+        raise ZooError(
+            f"{type(self).__name__} cannot be updated event by event: its weights are bound to places in a window; "
+            "predict from the whole history"
+        )
+
+    def idle(self) -> set[str]:
+        """Names of parameters that no output depends on, kept because published counts hold them."""
+        return set()
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides vectors and scalars (norms, biases)."""
         return set()

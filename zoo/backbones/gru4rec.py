@@ -42,6 +42,19 @@ class GRU4Rec(Model):
         hidden, _ = self.gru(self.dropout(self.item(items)))
         return self.out(hidden)
 
+    def init_states(self, batch: int) -> list[dict[str, Tensor]]:
+        """The hidden vectors before a user's first event."""
+        weight = self.item.weight
+        size = self.gru.num_layers, batch, self.gru.hidden_size
+        return [{"hidden": torch.zeros(size, dtype=weight.dtype, device=weight.device)}]
+
+    def step(
+        self, item: Tensor, time: Tensor, states: list[dict[str, Tensor]]
+    ) -> tuple[Tensor, list[dict[str, Tensor]]]:
+        """One event (B,) per user to features (B, dim) and the next states; its time is not looked at."""
+        y, hidden = self.gru(self.dropout(self.item(item))[:, None], states[0]["hidden"])
+        return self.out(y[:, 0]), [{"hidden": hidden}]
+
     def forward_head(self, features: Tensor) -> Tensor:
         """Features (..., dim) to scores of all items (..., num_items + 1); column 0 is padding."""
         return features @ self.item.weight.T
