@@ -53,6 +53,16 @@ def examine() -> tuple[dict, list[str]]:
             else " (cannot be made: no permission)"
         )
         lines.append(f"{name:<6}{path}{state}")
+    from .ops.backends import Call, explain, ops
+
+    call = Call("cuda" if cuda else "cpu")
+    facts["backends"] = {op: explain(op, call) for op in ops()}
+    lines.append(f"backends of the ops on {call.device}, float32, {call.steps} steps:")
+    for op, told in facts["backends"].items():
+        chosen = next(name for name, reason in told.items() if reason == "chosen")
+        absent = [name for name, reason in told.items() if reason == "not available"]
+        others = [f"{name}: {why}" for name, why in told.items() if name not in (chosen, *absent)]
+        lines.append(f"  {op:<18}{chosen} chosen; {'; '.join(others)}; not available: {', '.join(absent)}")
     facts["entries"] = {kind: len(entries(kind)) for kind in ("model", "dataset", "task")}
     lines.append("registry: " + ", ".join(f"{n} {kind}s" for kind, n in facts["entries"].items()))
     return facts, lines

@@ -13,9 +13,11 @@ ValueError where it cannot serve. Names, the same for every op:
 from __future__ import annotations
 
 import os
+import pkgutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -103,6 +105,11 @@ def call_of(x: Tensor, steps: int, **options) -> Call:
     )
 
 
+def full_precision(device: str) -> AbstractContextManager:
+    """Within it autocast casts nothing: it would take the products of a scan in bfloat16, other ones in each backend."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def explain(op: str, call: Call | None = None) -> dict[str, str]:
     """Every backend name with the reason why it does not serve `call`, or "chosen" or "could serve"."""
     call = call or Call()
@@ -120,6 +127,8 @@ def explain(op: str, call: Call | None = None) -> dict[str, str]:
 
 def ops() -> list[str]:
     """Names of all ops with backends."""
+    for module in pkgutil.iter_modules(import_module(__package__).__path__):
+        import_module(f"{__package__}.{module.name}")
     return sorted(_BACKENDS)
 
 
