@@ -128,7 +128,7 @@ def _rank(row: Row, rows: list[Row], primary: str, lower: bool) -> int | None:
         return None
     sign = -1 if lower else 1
     ahead = (sign * (other.draws[primary] - row.draws[primary]) for other in rows if other is not row)
-    return 1 + sum(np.quantile(difference, QUANTILES[0]) > 0 for difference in ahead)
+    return 1 + sum(bool(np.quantile(difference, QUANTILES[0]) > 0) for difference in ahead)
 
 
 def _row(found: tuple[Found, ...]) -> Row:

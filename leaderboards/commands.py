@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..zoo.errors import unknown
+from ..zoo.errors import ZooError, unknown
 from .board import Board, add, boards, find_records, markdown, table, verify
 
 
@@ -23,7 +23,9 @@ def run_action(
         for one in found:
             verify(one)
         rows = sum(one.predictions is not None for one in found)
-        lines.append(f"{len(found)} records, {rows} with their rows: every metric recomputed and equal")
+        if not rows:
+            raise ZooError(f"none of {len(found)} records has its rows beside it; verify in a checkout of the repository")
+        lines.append(f"{rows} of {len(found)} records have their rows: every metric of these recomputed and equal")
     made = [board for board in boards(found) if not benchmark or benchmark in board.name]
     if benchmark and not made:
         raise unknown("benchmark", benchmark, {one.record.benchmark.name for one in found})

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from .errors import ZooError, unknown
@@ -21,17 +22,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     try:
-        _guard_verb(arguments)
-        # key=value may stand anywhere, which argparse does not allow behind an option
-        overrides = [word for word in arguments if re.match(r"[A-Za-z_][\w.]*=", word)]
-        options = _parser().parse_args([word for word in arguments if word != "--debug" and word not in overrides])
-        if overrides and not hasattr(options, "overrides"):
-            raise ZooError(f"zoo {arguments[0]} takes no key=value ({overrides[0]}); drop it")
-        options.overrides = overrides
-        return options.handler(options) or 0
+        code = _run(arguments)
+        sys.stdout.flush()  # here, where a broken pipe is caught, not at the interpreter's exit
+        return code
     except ZooError as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -42,23 +38,43 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except Exception as error:
         if debug:
-            raise
-        print(
-            f"failure: {type(error).__name__}: {' '.join(str(error).split())[:500]}; add --debug for the traceback",
-            file=sys.stderr,
-        )
+            traceback.print_exc()
+        hint = "" if debug else "; add --debug for the traceback"
+        print(f"failure: {type(error).__name__}: {' '.join(str(error).split())[:500]}{hint}", file=sys.stderr)
         return 1
+
+
+def _run(arguments: list[str]) -> int:
+    _guard_verb(arguments)
+    # key=value may stand anywhere, which argparse does not allow behind an option
+    overrides = [word for word in arguments if re.match(r"[A-Za-z_][\w.]*=", word)]
+    try:
+        options = _parser().parse_args([word for word in arguments if word != "--debug" and word not in overrides])
+    except SystemExit as asked:  # --help; what is wrong raises ZooError
+        return asked.code or 0
+    if overrides and not hasattr(options, "overrides"):
+        raise ZooError(f"zoo {arguments[0]} takes no key=value ({overrides[0]}); drop it")
+    options.overrides = overrides
+    return options.handler(options) or 0
 
 
 class _Parser(argparse.ArgumentParser):
     """Errors in the zoo's form."""
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Words left over fail here, where the verb's own options are known, and not in the parser of `zoo`."""
+        options, left = super().parse_known_args(args, namespace)
+        takes_overrides = hasattr(options, "overrides")
+        left = left or (options.overrides if takes_overrides else [])  # `_run` took every key=value away before
+        if left and left[0].startswith("-"):
+            valid = [name for action in self._actions for name in action.option_strings]
+            raise unknown("option", left[0].partition("=")[0], valid, where=self.prog)
+        if left:
+            form = "an override is key.sub=value, such as train.lr=1e-3" if takes_overrides else "drop it"
+            raise ZooError(f"{self.prog} does not take '{left[0]}'; {form}")
+        return options, left
+
     def error(self, message: str):
-        if message.startswith("unrecognized arguments: "):
-            word = message.split(": ", 1)[1].split()[0]
-            raise unknown(
-                "option", word, [name for action in self._actions for name in action.option_strings], where=self.prog
-            )
         raise ZooError(f"{self.prog}: {message}; see `{self.prog} --help`")
 
 
@@ -71,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "train", _train, "train a recipe")
     verb.add_argument("recipe", help="<model>/<dataset>[-<task>][@<split>], or a YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option of the recipe")
+    verb.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="override an option of the recipe"
+    )
     verb.add_argument(
         "--sample", action="store_true", help="the tiny preset on the data set's embedded synthetic sample"
     )
@@ -93,14 +111,16 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "data", _data, "look at, fetch or check a data set, or write its sample")
     verb.add_argument("action", choices=("describe", "fetch", "check", "sample"))
     verb.add_argument("dataset", help="a name, or a .py file")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="arguments of the adapter")
+    verb.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="arguments of the adapter")
     verb.add_argument("--contract", action="store_true", help="check: run every contract test on its sample")
     verb.add_argument("--folder", type=Path, help="sample: where to write it")
     verb.add_argument("--seed", type=int, default=0)
 
-    verb = _verb(verbs, "bench", _bench, "parameters, MACs, step time, throughput and memory of a recipe")
-    verb.add_argument("recipe")
-    verb.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option of the recipe")
+    verb = _verb(verbs, "bench", _bench, "parameters, MACs, step time, throughput and memory of a recipe, or the ops")
+    verb.add_argument("recipe", help="a recipe, or `ops` (`ops:NAME` for one) for the core's primitives")
+    verb.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.sub=value", help="override an option of the recipe"
+    )
     verb.add_argument("--sample", action="store_true")
     verb.add_argument("--steps", type=int, default=20)
 
@@ -204,6 +224,10 @@ def _data(options) -> None:
 
 
 def _bench(options) -> None:
+    if options.recipe.partition(":")[0] == "ops":
+        from .bench_ops import bench_ops
+
+        return _show(options, *bench_ops(options.recipe.partition(":")[2] or None, options.steps))
     from .bench import bench_recipe
 
     facts, lines = bench_recipe(options.recipe, options.overrides, sample=options.sample, steps=options.steps)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import yaml
 
@@ -81,25 +82,38 @@ def load(source: str, overrides: Iterable[str] = (), *, sample: bool = False) ->
         raw, recipe_id, note = _read(Path(source)), None, ""
     else:
         raw, recipe_id, note = _by_id(source)
+    recipe_id = recipe_id or raw.get("id") or Path(source).stem
     if sample:
-        _shrink(raw)
+        _shrink(raw, recipe_id)
     for path, value in changes:
         _set(raw, path, value)
     for key in raw:
         if key not in (*SECTIONS, "seed", "id"):
             raise unknown("key", key, (*SECTIONS, "seed"), where=f"recipe {source}")
-    return _check(raw, recipe_id or raw.get("id") or Path(source).stem, note)
+    return _check(raw, recipe_id, note)
 
 
-def _shrink(raw: dict) -> None:
+def _shrink(raw: dict, recipe_id: str) -> None:
     """The settings of `--sample`; overrides come after them."""
+    given = {section: _section(raw, section, recipe_id) for section in SECTIONS}
     presets = {
-        "model": find("model", raw["model"]["name"]).load().tiny,
-        "data": find("dataset", raw["data"]["name"]).load().tiny,
-        "train": find("task", raw["task"]["name"]).load().sample_train,
+        "model": find("model", given["model"]["name"]).load().tiny,
+        "data": find("dataset", given["data"]["name"]).load().tiny,
+        "train": find("task", given["task"]["name"]).load().sample_train,
     }
     for section, preset in presets.items():
-        raw[section] = {**(raw.get(section) or {}), **preset}
+        raw[section] = {**given[section], **preset}
+
+
+def _section(raw: dict, section: str, recipe_id: str) -> dict:
+    """A section's keys; all but `train` state a name."""
+    given = {} if raw.get(section) is None else raw[section]
+    if not isinstance(given, dict):
+        raise ZooError(f"recipe {recipe_id}: {section} is {given!r}, which holds no keys; write {section}.key=value")
+    if section != "train" and not isinstance(given.get("name"), str):
+        kind = "dataset" if section == "data" else section
+        raise ZooError(f"recipe {recipe_id}: {section}.name is missing; `zoo list {kind}s` shows the names")
+    return given
 
 
 def _by_id(source: str) -> tuple[dict, str, str]:
@@ -177,18 +191,16 @@ def _check(raw: dict, recipe_id: str, note: str) -> Recipe:
     from .train.config import TrainConfig
 
     raw = copy.deepcopy(raw)
+    raw |= {section: _section(raw, section, recipe_id) for section in SECTIONS}
     names, classes, defaults = {}, {"train": TrainConfig}, {"train": {}}
     for section in ("model", "data", "task"):
-        kind = "dataset" if section == "data" else section
-        raw.setdefault(section, {})
-        if not isinstance(raw[section], dict) or not isinstance(raw[section].get("name"), str):
-            raise ZooError(f"recipe {recipe_id}: {section}.name is missing; `zoo list {kind}s` shows the names")
-        entry = find(kind, raw[section]["name"])
+        entry = find("dataset" if section == "data" else section, raw[section]["name"])
         names[section], classes[section] = _found_from_anywhere(raw[section].pop("name")), entry.load()
         defaults[section] = entry.config if section == "model" else {}
     subset = find("dataset", names["data"]).key.partition(":")[2]
-    if subset:
-        raw["data"].setdefault("subset", subset)
+    if subset and raw["data"].setdefault("subset", subset) != subset:
+        given = raw["data"]["subset"]
+        raise ZooError(f"recipe {recipe_id}: data.subset={given} contradicts {names['data']}; drop one of the two")
     if names["task"] not in classes["data"].tasks:
         raise unknown("task", names["task"], classes["data"].tasks, where=f"data set {names['data']}")
     seed = raw.pop("seed", 0)
@@ -197,7 +209,7 @@ def _check(raw: dict, recipe_id: str, note: str) -> Recipe:
     done = {}
     skip = {"model": set(classes["model"].given), "task": {"model", "spec"}, "data": set(), "train": set()}
     for section in SECTIONS:
-        given = {**defaults[section], **(raw.get(section) or {})}
+        given = {**defaults[section], **raw[section]}
         done[section] = {
             **({"name": names[section]} if section in names else {}),
             **_typed(section, classes[section], given, skip[section], recipe_id),
@@ -217,12 +229,17 @@ def _typed(section: str, cls: type, given: Mapping, skip: set[str], recipe_id: s
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=skip, fail_untyped=False)
-    valid = [action.dest for action in parser._actions if action.dest not in ("help",)]
-    for key in given:
+    valid = {action.dest: getattr(action, "_typehint", Any) for action in parser._actions if action.dest != "help"}
+    for key, value in given.items():
         if key not in valid:
             raise unknown(
                 "key", f"{section}.{key}", [f"{section}.{name}" for name in valid], where=f"recipe {recipe_id}"
             )
+        # jsonargparse takes null for any type
+        if value is None and valid[key] is not Any and type(None) not in get_args(valid[key]):
+            raise ZooError(f"recipe {recipe_id}: {section}.{key} may not be null; give a value, or leave the key out")
+        if type(value) in (int, float) and str(value) in get_args(valid[key]):
+            given = {**given, key: str(value)}  # YAML reads train.precision=32 as a number
     try:
         parsed = parser.parse_object(Namespace(**given))
     except (ArgumentError, TypeError, ValueError) as error:

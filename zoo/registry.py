@@ -16,7 +16,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -76,7 +75,8 @@ def find(kind: str, key: str) -> Entry:
         file = Path(path if path.endswith(".py") else path + ".py").expanduser().resolve()
         if not file.is_file():
             raise ZooError(f"no file {file}; check the path, or `zoo new {kind} NAME` writes one")
-        here = {entry.key: entry for entry in read_file(kind, file, f"statezoo_file_{_digest(file)}")}
+        module = f"statezoo_file_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+        here = {entry.key: entry for entry in read_file(kind, file, module)}
         if not here:
             raise ZooError(f"{file}: no public class states `{MARK[kind]}`, which makes it a {kind}; add it")
         if not name:
@@ -135,10 +135,6 @@ def _literals(node: ast.ClassDef) -> Iterator[tuple[str, object]]:
                 yield targets[0].id, ast.literal_eval(statement.value)
             except ValueError:
                 continue  # not a literal: known only once imported
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(str(file).encode()).hexdigest()[:12]
 
 
 def _import_file(module: str, file: Path):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..errors import ZooError
+from ..files import hash_json
 from ..seeding import derive
 
 
 def by_group(groups: Sequence[str], fractions: Mapping[str, float], seed: int = 0) -> dict[str, np.ndarray]:
     """Assign whole groups to parts: indices per part, in the given order of samples.
 
-    A group's place depends on its name and the seed alone, so that adding a sample moves no other. `fractions`
-    (for example `{"train": .7, "valid": .1, "test": .2}`) are met over groups, up to one group.
+    A group's rank depends on its name and the seed alone: another sample of a known group moves no other sample, a new
+    group moves at most one group across each bound. `fractions` (for example `{"train": .7, "valid": .1, "test": .2}`)
+    are met over groups, up to one group.
     """
     if abs(sum(fractions.values()) - 1) > 1e-9:
         raise ZooError(f"split fractions {dict(fractions)} sum to {sum(fractions.values())}; they must sum to 1")
@@ -48,11 +49,4 @@ def assert_disjoint(groups: Mapping[str, np.ndarray], what: str) -> None:
 
 def split_hash(ids: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over the sample ids of each part, in order."""
-    digest = hashlib.sha256()
-    for part in sorted(ids):
-        values = np.asarray(ids[part])
-        digest.update(f"{part}:{len(values)}:".encode())
-        digest.update(
-            "\n".join(values.tolist()).encode() if values.dtype.kind in "UO" else np.ascontiguousarray(values).tobytes()
-        )
-    return digest.hexdigest()
+    return hash_json({part: np.asarray(values).tolist() for part, values in ids.items()})

@@ -1,0 +1,260 @@
+"""Every recipe resolves, validates, survives saving and says what it costs and gives; what is wrong is one line."""
+
+import re
+from statistics import mean
+
+import pytest
+import yaml
+from statezoo.leaderboards import board
+from statezoo.zoo.errors import ZooError
+from statezoo.zoo.recipe import load, recipe_files
+from statezoo.zoo.train.config import OPERATIONAL
+
+FILES = recipe_files()
+HEADER = re.compile(
+    r"# zoo train (?P<id>\S+)\n"
+    r"# (?P<seconds>\d[\d.]*) s on (?P<device>.+) \(per run, mean of (?P<seeds>\d+) seeds\)\n"
+    r"# (?P<metric>\S+) (?P<value>\d\.\d{4}) on (?P<split>\S+|the test part) \(mean of (?P=seeds) seeds\)\n"
+)
+
+
+def headers(file):
+    """The blocks of three lines that a recipe opens with, one for each split; other comments there are an error."""
+    text = file.read_text(encoding="utf-8")
+    opening = re.match(r"(#.*\n)*", text).group()
+    blocks = list(HEADER.finditer(opening))
+    assert "".join(block.group() for block in blocks) == opening, f"{file}: does not open with command, time and score"
+    return blocks
+
+
+def error_of(source, *overrides, **options):
+    """The one line that loading fails with."""
+    with pytest.raises(ZooError) as caught:
+        load(source, overrides, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# every file ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", [False, True], ids=["full", "sample"])
+@pytest.mark.parametrize("name", FILES)
+def test_recipe_resolves_and_survives_saving(name, sample, tmp_path):
+    recipe = load(name, sample=sample)
+    assert (recipe.id, recipe.note, recipe.seed) == (name, "", 0)
+    assert name.startswith(f"{recipe.model['name']}/{recipe.data['name']}")
+    recipe.save(tmp_path / "recipe.yaml")
+    again = load(str(tmp_path / "recipe.yaml"))
+    assert again == recipe and again.hash() == recipe.hash()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_recipe_by_path_is_the_recipe_by_id(name):
+    assert load(str(FILES[name])).hash() == load(name).hash()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_recipe_opens_with_command_time_hardware_and_score(name):
+    blocks = headers(FILES[name])
+    assert blocks and blocks[0]["id"] == name
+    for block in blocks:
+        recipe = load(block["id"])
+        # its own file serves, and the score is of the split that the command makes
+        assert recipe.note in ("", f"recipe {name} with the settings of the id")
+        assert recipe.data.get("split", block["split"]) == block["split"]
+
+
+RECORDS = [found.record for found in board.find_records()]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_header_says_what_the_records_say(name):
+    """Where results of a recipe are committed, its header is their mean, and the settings are still those."""
+    compared = [compare_with_records(block) for block in headers(FILES[name])]
+    if not any(compared):
+        pytest.skip("no record of this recipe on the stated device is committed")
+    assert all(compared), "records of one split only"
+
+
+def compare_with_records(block):
+    """False where there is no record to compare with."""
+    mine = [r for r in RECORDS if r.recipe.id == block["id"] and r.environment.device == block["device"]]
+    if not mine:
+        return False
+    settings = load(block["id"]).scientific()
+    for record in mine:  # a setting that came later has its default
+        for section, values in record.recipe.scientific.items():
+            assert {key: settings[section][key] for key in values} == values
+    assert {(r.primary, r.benchmark.split or "the test part") for r in mine} == {(block["metric"], block["split"])}
+    assert len({r.seed for r in mine}) == len(mine) == int(block["seeds"])
+    assert block["value"] == f"{mean(r.metrics[r.primary].value for r in mine):.4f}"
+    assert float(block["seconds"]) == pytest.approx(mean(r.cost.train_seconds for r in mine), rel=0.05)
+    return True
+
+
+# ids ----------------------------------------------------------------------------------------------------------------
+
+
+def test_id_with_task_and_split():
+    recipe = load("sasrec/ml-100k-next_item@global-time")
+    assert recipe.id == "sasrec/ml-100k-next_item@global-time"
+    assert (recipe.model["name"], recipe.data["name"], recipe.task["name"]) == ("sasrec", "ml-100k", "next_item")
+    assert recipe.note == "recipe sasrec/ml-100k with the settings of the id"
+    plain, split = load("sasrec/ml-100k"), load("sasrec/ml-100k@global-time")
+    assert plain.data["split"] == "leave-two-out"
+    assert split.scientific() == plain.scientific() | {"data": plain.scientific()["data"] | {"split": "global-time"}}
+    assert recipe.hash() == split.hash() != plain.hash()
+
+
+def test_pair_without_a_file_runs_on_defaults_and_says_so():
+    recipe = load("sasrec/ml-1m")
+    assert recipe.note == "no recipe for sasrec/ml-1m: defaults"
+    assert (recipe.task["name"], recipe.train["epochs"]) == ("next_item", 50)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("sasrc/ml-100k", "unknown model 'sasrc'; did you mean 'sasrec'?"),
+        ("sasrec/ml100k", "unknown dataset 'ml100k'; did you mean 'ml-100k'?"),
+        ("sasrec", "unknown recipe 'sasrec'; did you mean 'sasrec/"),
+        ("sasrec/ml-100k-classification", "unknown task 'classification' in data set ml-100k; valid: next_item"),
+        ("sasrec/ml-100k@global", "data.split: Expected a typing.Literal['leave-two-out', 'global-time']"),
+        ("mlp/digits@global-time", "unknown key 'data.split' in recipe mlp/digits@global-time"),
+        ("nowhere/recipe.yaml", "no file nowhere/recipe.yaml; give a recipe id"),
+    ],
+)
+def test_wrong_ids(source, message):
+    assert message in error_of(source)
+
+
+# overrides ----------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_apply_in_order_and_after_the_sample_preset():
+    recipe = load("sasrec/ml-100k", ["train.lr=1e-2", "train.lr=3e-4", "seed=7", "model.attention_dropout=0.1"])
+    assert (recipe.train["lr"], recipe.seed, recipe.model["attention_dropout"]) == (3e-4, 7, 0.1)
+    assert load("sasrec/ml-100k", ["train={lr: 0.5}", "train.epochs=3"]).train["epochs"] == 3
+    assert load("sasrec/ml-100k", ["train.epochs=3", "train={lr: 0.5}"]).train["epochs"] == 50
+    preset = load("sasrec/ml-100k", sample=True).model["dim"]
+    assert preset != 24 and load("sasrec/ml-100k", ["model.dim=24"], sample=True).model["dim"] == 24
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lrr=1", "unknown key 'train.lrr' in recipe sasrec/ml-100k; did you mean 'train.lr'?"),
+        ("model.dims=64", "did you mean 'model.dim'?"),
+        ("data.maxlen=9", "did you mean 'data.max_len'?"),
+        ("trian.lr=1", "unknown key 'trian' in recipe sasrec/ml-100k; did you mean 'train'?"),
+        ("model.num_items=9", "unknown key 'model.num_items'"),  # the data decide it
+        ("train.lr=abc", "train.lr: Expected a <class 'float'>. Got value: abc"),
+        ("train.epochs=1.5", "train.epochs: Expected a <class 'int'>. Got value: 1.5"),
+        ("train.epochs=true", "train.epochs: Expected a <class 'int'>. Got value: True"),
+        ("train.schedule=cosin", "train.schedule: Expected a typing.Literal['constant', 'linear', 'cosine']"),
+        ("train.lr=", "train.lr may not be null"),
+        ("data.max_len=null", "data.max_len may not be null"),
+        ("train.lr.x=1", "override train.lr.x: 'lr' holds a value, not keys"),
+        ("train=3", "train is 3, which holds no keys; write train.key=value"),
+        ("model.name=", "model.name is missing; `zoo list models`"),
+        ("train.lr", "'train.lr' is no override; write key.sub=value"),
+        ("=3", "'=3' is no override"),
+        ("train.lr=[1", "override 'train.lr=[1': the value is not valid YAML"),
+        ("seed=-1", "seed -1 must be a whole number from 0"),
+        ("seed=true", "seed True must be a whole number from 0"),
+        ("seed=1.5", "seed 1.5 must be a whole number from 0"),
+        ("seed=", "seed None must be a whole number from 0"),
+    ],
+)
+def test_wrong_overrides(override, message):
+    assert message in error_of("sasrec/ml-100k", override)
+
+
+def test_null_is_a_value_where_the_type_has_it():
+    recipe = load("sasrec/ml-100k", ["train.patience=null", "train.logger=null", "data.root="])
+    assert recipe.train["patience"] is recipe.train["logger"] is recipe.data["root"] is None
+
+
+# the hash -----------------------------------------------------------------------------------------------------------
+
+MACHINE = {
+    "data.root": "/elsewhere",
+    "seed": 5,
+    "train.workers": 4,
+    "train.threads": 2,
+    "train.devices": 2,
+    "train.accelerator": "cpu",
+    "train.strategy": "ddp",
+    "train.num_nodes": 2,
+    "train.logger": "CSVLogger",
+    "train.log_every": 3,
+    "train.save_every": 100,
+    "train.eval_batch_size": 7,
+    "train.init_from": "run",
+}
+
+
+def test_hash_is_of_what_decides_the_result():
+    base = load("sasrec/ml-100k")
+    assert {f"train.{key}" for key in OPERATIONAL} == {key for key in MACHINE if key.startswith("train.")}
+    for key, value in MACHINE.items():
+        assert load("sasrec/ml-100k", [f"{key}={value}"]).hash() == base.hash(), key
+    changes = ["train.lr=2e-3", "train.batch_size=31", "model.dim=32", "data.max_len=49", "task.mask_history=true"]
+    assert len({base.hash(), *(load("sasrec/ml-100k", [change]).hash() for change in changes)}) == len(changes) + 1
+    assert load("sasrec/ml-100k", ["train.lr=0.001", "model.layers=2"]).hash() == base.hash(), "as the recipe has it"
+
+
+# files --------------------------------------------------------------------------------------------------------------
+
+GOOD = {"model": {"name": "sasrec"}, "data": {"name": "ml-100k"}, "task": {"name": "next_item"}}
+
+
+def test_own_file_is_completed_with_defaults(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(GOOD | {"seed": 3, "train": {"lr": 0.5}}))
+    recipe = load(str(file))
+    assert (recipe.id, recipe.seed, recipe.train["lr"], recipe.train["epochs"]) == ("mine", 3, 0.5, 50)
+    assert load(str(file), ["train.lr=0.001"]).scientific() == load("sasrec/ml-1m", ["data.name=ml-100k"]).scientific()
+
+
+@pytest.mark.parametrize("sample", [False, True], ids=["full", "sample"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model:\n  name: sasrec\n bad: [", r"bad\.yaml, line 3: not valid YAML"),
+        ("model: {name: sasrec}\ndata: [1\ntask: x\n", r"bad\.yaml, line 3: not valid YAML"),
+        ("- model\n", r"bad\.yaml: a recipe is a mapping with model, data, task, train"),
+        ("", r"bad\.yaml: a recipe is a mapping"),
+        (yaml.safe_dump(GOOD | {"train": 3}), "train is 3, which holds no keys"),
+        (yaml.safe_dump(GOOD | {"model": ["sasrec"]}), "model is .*, which holds no keys"),
+        (yaml.safe_dump(GOOD | {"task": {}}), "task.name is missing; `zoo list tasks`"),
+        (yaml.safe_dump({key: GOOD[key] for key in ("model", "task")}), "data.name is missing; `zoo list datasets`"),
+        (yaml.safe_dump(GOOD | {"optimizer": {}}), "unknown key 'optimizer' in recipe"),
+        (yaml.safe_dump(GOOD | {"task": {"name": "next_items"}}), "did you mean 'next_item'"),
+        (yaml.safe_dump(GOOD | {"task": {"name": "classification"}}), "unknown task .* in data set ml-100k"),
+    ],
+)
+def test_wrong_files(text, message, sample, tmp_path):
+    (tmp_path / "bad.yaml").write_text(text)
+    assert re.search(message, error_of(str(tmp_path / "bad.yaml"), sample=sample))
+
+
+# subsets ------------------------------------------------------------------------------------------------------------
+
+
+def test_subset_of_a_name_enters_the_recipe_and_cannot_be_contradicted(tmp_path):
+    file = tmp_path / "sets.py"
+    file.write_text(
+        "from statezoo.zoo.data.base import Dataset\n\n\n"
+        'class Sets(Dataset):\n    tasks = ("classification",)\n    subsets = ("small", "large")\n'
+    )
+    recipe = load(f"mlp/{file}:large")
+    assert (recipe.data["name"], recipe.data["subset"]) == (f"{file}:large", "large")
+    assert "data.subset=small contradicts" in error_of(f"mlp/{file}:large", "data.subset=small")
+    assert "did you mean 'sets:large'" in error_of(f"mlp/{file}:larg")
+
+
+def test_a_number_that_names_a_choice_is_that_choice():
+    assert load("mlp/digits", ["train.precision=32"]).train["precision"] == "32"
