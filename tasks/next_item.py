@@ -18,6 +18,7 @@ from ..zoo.backbones.baselines.popularity import Popularity
 from ..zoo.data.base import Dataset, Part
 from ..zoo.data.spec import Spec
 from ..zoo.errors import ZooError
+from ..zoo.nn.losses import chunked_cross_entropy
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
 
 
@@ -25,14 +26,24 @@ class NextItem(Task):
     """Rank all items for each user's next event."""
 
     rows = "next_item"
+    operational = ("loss_chunk",)
     sample_train = {"epochs": 12, "batch_size": 64, "lr": 0.003, "patience": None, "max_steps": None}
 
     def __init__(
-        self, model: Model | Fitted, spec: Spec, *, topk: tuple[int, ...] = (10, 20, 50), mask_history: bool = False
+        self,
+        model: Model | Fitted,
+        spec: Spec,
+        *,
+        topk: tuple[int, ...] = (10, 20, 50),
+        mask_history: bool = False,
+        loss_chunk: int | None = None,
     ):
-        """`topk`: cut-offs of HR, NDCG and MRR; `mask_history`: take items of the history out of the ranking."""
+        """`topk`: cut-offs of HR, NDCG and MRR; `mask_history`: take items of the history out of the ranking.
+
+        `loss_chunk`: so many items at a time in the training loss, where all at once do not fit (None: all).
+        """
         super().__init__(model, spec)
-        self.topk, self.mask_history = tuple(topk), mask_history
+        self.topk, self.mask_history, self.loss_chunk = tuple(topk), mask_history, loss_chunk
 
     def metric_options(self) -> dict:
         """The cut-offs."""
@@ -60,9 +71,13 @@ class NextItem(Task):
         features, targets = features.flatten(0, 1), targets.flatten()
         # index_select: its backward is deterministic, that of boolean indexing is not
         trained = targets.nonzero().squeeze(1)
-        scores = self.model.forward_head(features.index_select(0, trained))
-        first = 0 if getattr(self.model, "pad_competes", False) else 1  # column 0 is padding
-        return F.cross_entropy(scores[:, first:], targets.index_select(0, trained) - first)
+        features, targets = features.index_select(0, trained), targets.index_select(0, trained)
+        first = 0 if self.model.pad_competes else 1  # column 0 is padding
+        if self.loss_chunk is None:
+            return F.cross_entropy(self.model.forward_head(features)[:, first:], targets - first)
+        weight, bias = self.model.item_scorer()
+        bias = None if bias is None else bias[first:]
+        return chunked_cross_entropy(features, weight[first:], targets - first, bias, chunk=self.loss_chunk)
 
     def outputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Scores (B, num_items + 1) behind each user's last event."""

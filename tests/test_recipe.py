@@ -18,6 +18,9 @@ HEADER = re.compile(
 )
 
 
+RECORDS = [found.record for found in board.find_records()]
+
+
 def headers(file):
     """The blocks of three lines that a recipe opens with, one for each split; other comments there are an error."""
     text = file.read_text(encoding="utf-8")
@@ -25,6 +28,11 @@ def headers(file):
     blocks = list(HEADER.finditer(opening))
     assert "".join(block.group() for block in blocks) == opening, f"{file}: does not open with command, time and score"
     return blocks
+
+
+def pending(name):
+    """A recipe that has not been run to its end says so in place of a time and a score."""
+    return FILES[name].read_text().startswith(f"# zoo train {name}\n# not run yet: no score is claimed\n")
 
 
 def error_of(source, *overrides, **options):
@@ -57,6 +65,9 @@ def test_recipe_by_path_is_the_recipe_by_id(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_recipe_opens_with_command_time_hardware_and_score(name):
+    if pending(name):
+        assert not [record for record in RECORDS if record.recipe.id.partition("@")[0] == name]
+        return
     blocks = headers(FILES[name])
     assert blocks and blocks[0]["id"] == name
     for block in blocks:
@@ -66,12 +77,11 @@ def test_recipe_opens_with_command_time_hardware_and_score(name):
         assert recipe.data.get("split", block["split"]) == block["split"]
 
 
-RECORDS = [found.record for found in board.find_records()]
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_header_says_what_the_records_say(name):
     """Where results of a recipe are committed, its header is their mean, and the settings are still those."""
+    if pending(name):
+        pytest.skip("not run yet, and says so")
     compared = [compare_with_records(block) for block in headers(FILES[name])]
     if not any(compared):
         pytest.skip("no record of this recipe on the stated device is committed")

@@ -50,7 +50,9 @@ class Recipe:
 
         train = {key: value for key, value in self.train.items() if key not in OPERATIONAL}
         data = {key: value for key, value in self.data.items() if key != "root"}
-        sections = {"model": self.model, "data": data, "task": self.task}
+        how = find("task", self.task["name"]).load().operational
+        task = {key: value for key, value in self.task.items() if key not in how}
+        sections = {"model": self.model, "data": data, "task": task}
         named = {section: {**values, "name": Path(values["name"]).name} for section, values in sections.items()}
         return {**named, "train": train}
 

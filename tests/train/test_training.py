@@ -235,3 +235,20 @@ def test_anyones_trainer(plain):
     trainer.fit(task, datamodule=adapter.datamodule(batch_size=32))
     assert trainer.current_epoch == 2 and trainer.global_step == 2 * 9
     assert 0 < float(trainer.callback_metrics["valid/accuracy"]) <= 1
+
+
+@pytest.mark.parametrize("model", ["sasrec", "bert4rec", "tim4rec"])
+def test_chunked_loss_is_the_loss(model):
+    from statezoo.zoo.recipe import load as load_recipe
+    from statezoo.zoo.train.run import session
+
+    losses = []
+    for overrides in ([], ["task.loss_chunk=7"]):
+        s = session(load_recipe(f"{model}/ml-100k", overrides, sample=True), sample=True)
+        batch = next(iter(s.dataset.datamodule(batch_size=8).train_steps(0, 1)))
+        torch.manual_seed(0)
+        s.task.eval()
+        losses.append(s.task.loss(batch))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-5)
+    hashes = {load_recipe(f"{model}/ml-100k", o).hash() for o in ([], ["task.loss_chunk=7"])}
+    assert len(hashes) == 1, "how the loss is summed does not change what the recipe is"

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from ..mixers.attention import Attention
 from ..mixers.base import SeqContext
 from ..nn.feedforward import FeedForward
-from .base import Model
+from ._recommender import Recommender
 
 
-class BERT4Rec(Model):
+class BERT4Rec(Recommender):
     """Bidirectional self-attention over a user's items with a mask in the next one's place."""
 
     configs = {"bert4rec": {}}
@@ -51,13 +51,7 @@ class BERT4Rec(Model):
         self.bias = nn.Parameter(torch.zeros(num_items + 1))
         self.norm, self.dropout = nn.LayerNorm(dim, norm_eps), nn.Dropout(dropout)
         self.layers = nn.ModuleList(_Layer(dim, heads, hidden, dropout, norm_eps) for _ in range(layers))
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=init_std)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        with torch.no_grad():
-            self.item.weight[0].zero_()
+        self.reset(init_std)
 
     def forward_features(self, items: Tensor, length: Tensor) -> Tensor:
         """Items (B, L) int64, 0 = padding at the right, length (B,); returns (B, L, dim).
@@ -77,9 +71,9 @@ class BERT4Rec(Model):
             x = layer(x, ctx)
         return x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features (..., dim) to scores of all items (..., num_items + 1); column 0 is padding."""
-        return features @ self.item.weight[:-1].T + self.bias
+    def item_scorer(self) -> tuple[Tensor, Tensor]:
+        """All rows but the mask's, and a bias per item."""
+        return self.item.weight[:-1], self.bias
 
     def fill_gaps(self, items: Tensor, targets: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, L + 1, dim) of a window with gaps, and the hidden items (B, L + 1), 0 where none is hidden.

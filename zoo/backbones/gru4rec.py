@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Model
+from ._recommender import Recommender
 
 
-class GRU4Rec(Model):
+class GRU4Rec(Recommender):
     """A GRU over a user's last items."""
 
     configs = {"gru4rec": {}}
@@ -34,8 +34,7 @@ class GRU4Rec(Model):
         nn.init.xavier_normal_(self.item.weight)
         for name, weight in self.gru.named_parameters():
             nn.init.xavier_uniform_(weight) if "weight_ih" in name else nn.init.orthogonal_(weight)
-        with torch.no_grad():
-            self.item.weight[0].zero_()
+        self.clear_padding()
 
     def forward_features(self, items: Tensor) -> Tensor:
         """Items (B, L) int64, 0 = padding at the right; returns (B, L, dim)."""
@@ -54,7 +53,3 @@ class GRU4Rec(Model):
         """One event (B,) per user to features (B, dim) and the next states; its time is not looked at."""
         y, hidden = self.gru(self.dropout(self.item(item))[:, None], states[0]["hidden"])
         return self.out(y[:, 0]), [{"hidden": hidden}]
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features (..., dim) to scores of all items (..., num_items + 1); column 0 is padding."""
-        return features @ self.item.weight.T

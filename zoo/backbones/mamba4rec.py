@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import ZooError
@@ -21,10 +20,10 @@ from ..mixers import create_mixer
 from ..mixers.base import SeqContext, State
 from ..mixers.wrappers import Bidirectional
 from ..nn.feedforward import FeedForward
-from .base import Model
+from ._recommender import Recommender
 
 
-class Mamba4Rec(Model):
+class Mamba4Rec(Recommender):
     """A state-space mixer over a user's last items."""
 
     configs = {
@@ -59,8 +58,7 @@ class Mamba4Rec(Model):
             _Layer(dim, mixer, bidirectional, hidden or 4 * dim, dropout, norm_eps) for _ in range(layers)
         )
         nn.init.normal_(self.item.weight, std=init_std)
-        with torch.no_grad():
-            self.item.weight[0].zero_()
+        self.clear_padding()
 
     def forward_features(self, items: Tensor, length: Tensor) -> Tensor:
         """Items (B, L) int64, 0 = padding at the right, length (B,); returns (B, L, dim)."""
@@ -68,10 +66,6 @@ class Mamba4Rec(Model):
         for layer in self.layers:
             x = layer.finish(x, layer.mixer(x, ctx).y, residual=not self.single)
         return x
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features (..., dim) to scores of all items (..., num_items + 1); column 0 is padding."""
-        return features @ self.item.weight.T
 
     def init_states(self, batch: int) -> list[State]:
         """The layers' states before a user's first event."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ..mixers.attention import Attention
 from ..nn.feedforward import FeedForward
-from .base import Model
+from ._recommender import Recommender
 
 
-class SASRec(Model):
+class SASRec(Recommender):
     """Causal self-attention over a user's last items."""
 
     configs = {"sasrec": {}}
@@ -50,13 +50,7 @@ class SASRec(Model):
         self.dropout = nn.Dropout(dropout)
         inner = dropout if attention_dropout is None else attention_dropout
         self.layers = nn.ModuleList(_Layer(dim, heads, hidden, dropout, inner, norm_eps) for _ in range(layers))
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=init_std)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        with torch.no_grad():
-            self.item.weight[0].zero_()
+        self.reset(init_std)
 
     def forward_features(self, items: Tensor) -> Tensor:
         """Items (B, L) int64, 0 = padding at the right; returns (B, L, dim)."""
@@ -65,10 +59,6 @@ class SASRec(Model):
         for layer in self.layers:
             x = layer(x)
         return x
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features (..., dim) to scores of all items (..., num_items + 1); column 0 is padding."""
-        return features @ self.item.weight.T
 
 
 class _Layer(nn.Module):

@@ -31,12 +31,12 @@ from torch.nn import functional as F
 from ..mixers.base import SeqContext, State
 from ..mixers.ssd import SSD
 from ..ops.causal_conv1d import causal_conv1d
-from .base import Model
+from ._recommender import Recommender
 
 EPS_FFN = 1e-12  # the published FFN's norm keeps its own, whatever norm_eps is
 
 
-class TiM4Rec(Model):
+class TiM4Rec(Recommender):
     """State-space recommendation whose time steps follow the time between a user's events."""
 
     configs = {
@@ -89,17 +89,11 @@ class TiM4Rec(Model):
             self.tracks = nn.ModuleList(
                 _Track(max_len, heads, time_dropout, norm_eps, causal, gate_per_step) for _ in range(layers)
             )
+        self.reset(init_std)
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=init_std)
-                if getattr(module, "bias", None) is not None:
-                    nn.init.zeros_(module.bias)
             if isinstance(module, nn.Conv1d) and kaiming_conv:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
                 nn.init.zeros_(module.bias)
-        if not pad_competes:
-            with torch.no_grad():
-                self.item.weight[0].zero_()
 
     def idle(self) -> set[str]:
         """Parameters that no output depends on: the track behind the last layer, which published counts hold."""
@@ -117,10 +111,6 @@ class TiM4Rec(Model):
                 tau = self.tracks[n].following(tau, scale)
             x = layer(x, SeqContext(lengths=length, dt_scale=scale), residual=not self.single)
         return x
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features (..., dim) to scores of all items (..., num_items + 1); column 0 is padding."""
-        return features @ self.item.weight.T
 
     # serving: one event at a time
     # ---------------------------------------------------------------------------------------

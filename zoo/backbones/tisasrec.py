@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ..errors import ZooError
 from ..nn.feedforward import FeedForward
-from .base import Model
+from ._recommender import Recommender
 
 CLIP_SECONDS = 256
 
 
-class TiSASRec(Model):
+class TiSASRec(Recommender):
     """Self-attention over a user's last items that looks at the time between each two of them."""
 
     configs = {"tisasrec": {}}
@@ -57,13 +57,7 @@ class TiSASRec(Model):
         self.gap_k, self.gap_v = nn.Embedding(intervals + 1, dim), nn.Embedding(intervals + 1, dim)
         self.layers = nn.ModuleList(_Layer(dim, heads, hidden, dropout, norm_eps) for _ in range(layers))
         self.norm = nn.LayerNorm(dim, norm_eps)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=init_std)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        with torch.no_grad():
-            self.item.weight[0].zero_()
+        self.reset(init_std)
 
     def gaps(self, times: Tensor, length: Tensor) -> Tensor:
         """Interval numbers (B, L, L) of times (B, L) int64, 0 where a step is padding."""
@@ -89,10 +83,6 @@ class TiSASRec(Model):
         for layer in self.layers:
             x = layer(x, keys, values)
         return self.norm(x)
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features (..., dim) to scores of all items (..., num_items + 1); column 0 is padding."""
-        return features @ self.item.weight.T
 
 
 class _Layer(nn.Module):

@@ -29,6 +29,8 @@ class Task(L.LightningModule):
     """Base of all tasks: a subclass states `rows`, its row schema, and implements the four methods marked below."""
 
     rows: ClassVar[str]
+    #: arguments that say how, not what: left out of the recipe's hash
+    operational: ClassVar[tuple[str, ...]] = ()
     #: training settings of `--sample`
     sample_train: ClassVar[dict] = {"epochs": 8, "batch_size": 64, "patience": None, "max_steps": None}
 
