@@ -103,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "predict", _predict, "predict on a file or folder without labels")
     verb.add_argument("run", type=Path)
-    verb.add_argument("source", type=Path, help="file or folder in the data set's own format")
+    verb.add_argument("source", type=Path, nargs="?", help="file or folder in the data set's own format")
+    verb.add_argument("--log", type=Path, metavar="FILE", help="the same, for interaction logs")
     verb.add_argument("--out", type=Path, help="default: predictions.<the domain's format> in the run")
     verb.add_argument("--top", type=int, default=10, help="recommendation: items per user")
     verb.add_argument("--features", action="store_true", help="embeddings in place of predictions")
@@ -205,7 +206,10 @@ def _eval(options) -> None:
 def _predict(options) -> None:
     from .train.inference import predict
 
-    facts, lines = predict(options.run, options.source, out=options.out, top=options.top, features=options.features)
+    if (options.source is None) == (options.log is None):
+        raise ZooError("zoo predict: give one file or folder to predict on; see `zoo predict --help`")
+    source = options.log if options.source is None else options.source
+    facts, lines = predict(options.run, source, out=options.out, top=options.top, features=options.features)
     _show(options, facts, lines)
 
 
