@@ -45,8 +45,8 @@ class Log(LogDataset):
         return (self.file,)
 
     def read_settings(self) -> dict:
-        """Columns, separator and unit."""
-        return {**self.columns, "separator": self.separator, "unit": self.time_unit}
+        """Columns, separator, unit, and whether the future is admitted."""
+        return {**self.columns, "separator": self.separator, "unit": self.time_unit, "future": self.future}
 
     def read_file(self, file: Path) -> RawLog:
         """Columns by name."""

@@ -155,13 +155,21 @@ class Dataset:
             if missing and name in self.files:
                 download(addresses, self.folder / name, sha256=self.files[name])
             elif missing:
-                self._unpack(download(addresses, self.folder / name, sha256=self.archives[name]), missing)
+                self._unpack(download(addresses, self.folder / name, sha256=self.archives.get(name, "")), missing)
         still = [name for name in self.files if not (self.folder / name).is_file()]
         if still:
             raise ZooError(f"{self.key}: {', '.join(still)} not in {self.folder}; {self.remedy()}")
         return self.folder
 
     def _unpack(self, archive: Path, wanted: list[str]) -> None:
+        try:
+            self._take_members(archive, wanted)
+        except ZooError:
+            if archive.name not in self.archives:  # without a hash of its own it would be taken for good the next time
+                archive.unlink(missing_ok=True)
+            raise
+
+    def _take_members(self, archive: Path, wanted: list[str]) -> None:
         from .download import extract
 
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".unpack-") as temporary:

@@ -8,6 +8,7 @@ near 1e9 are 64 apart and most users of MovieLens-100K change item order.
 from __future__ import annotations
 
 import csv
+import re
 import time as clock
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import numpy as np
 
 from ..errors import ZooError, unknown
 
-CHUNK = 500_000
+CHUNK = 500_000  # rows of Parquet read at once
+BLOCK = 1 << 24  # bytes of text read at once; the longest row
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -62,8 +64,9 @@ def read_log(
 ) -> RawLog:
     """Read a log file whose `columns` say where `user`, `item` and `time` are (names, or positions without header).
 
-    `.parquet` files are read by name; anything else is text split at `separator` ("::" included). `future` admits
-    times later than now. Raises `ZooError` with file, row (1 = first line) and remedy.
+    `.parquet` files are read by name; anything else is UTF-8 text split at `separator`, one character or a doubled one
+    ("::"), with fields quoted where it is "," or ";". `future` admits times later than now. Raises `ZooError` with
+    file, row (1 = first line) and remedy.
     """
     if time_unit not in UNITS:
         raise unknown("time unit", time_unit, UNITS)
@@ -71,7 +74,8 @@ def read_log(
         raise ZooError(f"{file}: no such file; check data.file and data.root")
     user, item, times = _Coder(), _Coder(), []
     users, items = [], []
-    chunks = _parquet(file, columns) if file.suffix == ".parquet" else _text(file, columns, separator, header)
+    parquet = file.suffix == ".parquet"
+    chunks = _parquet(file, columns, time_unit) if parquet else _text(file, columns, separator, header)
     for row, chunk in chunks:
         users.append(user(_ids(chunk["user"], "user", file, row)))
         items.append(item(_ids(chunk["item"], "item", file, row)))
@@ -79,20 +83,27 @@ def read_log(
     if not times or not sum(map(len, times)):
         raise ZooError(f"{file}: row 1: the file is empty; give a log with at least one event per line")
     join = np.concatenate
-    first_row = 1 + int(header and file.suffix != ".parquet")
+    first_row = 1 + int(header and not parquet)
     return RawLog(join(users), join(items), join(times), list(user.codes), list(item.codes), first_row)
 
 
 def _text(file: Path, columns, separator: str, header: bool) -> Iterator[tuple[int, dict]]:
-    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import csv as arrow
 
+    step = len(separator)
+    if step not in (1, 2) or separator[0] != separator[-1]:
+        raise ZooError(f"{file}: separator {separator!r} is neither one character nor a doubled one; use another")
     with open(file, encoding="utf-8-sig", errors="replace") as lines:
         first = lines.readline().rstrip("\r\n")
+        more = not header or lines.read(1)
     if not first:
         raise ZooError(f"{file}: row 1: the file is empty; give a log with at least one event per line")
-    # pandas splits at one character quickly and at a regular expression slowly; "::" is every second ":" field
-    step = len(separator) if len(separator) == 2 and separator[0] == separator[1] else 1
-    names = first.split(separator) if len(separator) > 1 else next(csv.reader([first], delimiter=separator))
+    if not more:
+        raise ZooError(f"{file}: row 2: no events below the header; give a log with at least one event per line")
+    # outside CSV a quotation mark is part of a name, and would swallow rows up to the next one
+    quote = '"' if separator in (",", ";") else False
+    names = next(csv.reader([first], delimiter=separator)) if quote else first.split(separator)
     places = {}
     for role, column in columns.items():
         if header and column not in names:
@@ -103,41 +114,42 @@ def _text(file: Path, columns, separator: str, header: bool) -> Iterator[tuple[i
                 f"{file}: row 1: no column {places[role] + 1} for '{role}' (the line has {len(names)}); "
                 f"check the separator {separator!r}"
             )
+    # the parser splits at one character: of "::" every second field is the empty one between
+    fields = [str(place) for place in range(step * (len(names) - 1) + 1)]
+    wanted = {role: fields[place * step] for role, place in places.items()}
+    row = 1 + int(header)
     try:
-        reader = pd.read_csv(
+        # not pandas, which fills short rows and with `usecols` cuts long ones, without a word
+        reader = arrow.open_csv(
             file,
-            sep=separator[0] if step == 2 else separator,
-            header=None,
-            skiprows=int(header),
-            dtype=str,
-            usecols=sorted({place * step for place in places.values()}),
-            keep_default_na=False,
-            na_filter=False,
-            encoding="utf-8",
-            encoding_errors="replace",
-            chunksize=CHUNK,
-            quotechar='"',
-            skip_blank_lines=False,
+            arrow.ReadOptions(column_names=fields, skip_rows=int(header), block_size=BLOCK, use_threads=False),
+            arrow.ParseOptions(
+                delimiter=separator[0], quote_char=quote, newlines_in_values=bool(quote), ignore_empty_lines=False
+            ),
+            arrow.ConvertOptions(
+                include_columns=sorted(set(wanted.values())), column_types=dict.fromkeys(wanted.values(), pa.string())
+            ),
         )
-        row = 1 + int(header)
-        for chunk in reader:
-            yield row, {role: chunk[place * step] for role, place in places.items()}
-            row += len(chunk)
-    except pd.errors.EmptyDataError as error:
+        for batch in reader:
+            yield row, {role: batch.column(field).to_pandas() for role, field in wanted.items()}
+            row += len(batch)
+    except pa.ArrowInvalid as error:
+        said = " ".join(str(error).split())
+        found = re.search(r"Row #(\d+): (.{1,100})", said)
+        where = f"row {found[1]}: {found[2]}" if found else f"row {row} or later: {said}"
         raise ZooError(
-            f"{file}: row 2: no events below the header; give a log with at least one event per line"
-        ) from error
-    except pd.errors.ParserError as error:
-        raise ZooError(
-            f"{file}: {str(error).strip()}; every row needs the same columns, separated by {separator!r}"
+            f"{file}: {where}; every row needs the columns of the first, separated by {separator!r}, as UTF-8"
         ) from error
 
 
-def _parquet(file: Path, columns) -> Iterator[tuple[int, dict]]:
+def _parquet(file: Path, columns, unit: str) -> Iterator[tuple[int, dict]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source = pq.ParquetFile(file)
+    try:
+        source = pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise ZooError(f"{file}: is no Parquet file ({error}); name it by what it holds or write it anew") from error
     schema = source.schema_arrow
     for role, column in columns.items():
         if column not in schema.names:
@@ -148,22 +160,45 @@ def _parquet(file: Path, columns) -> Iterator[tuple[int, dict]]:
                 f"{file}: row 1: column '{column}' holds {kind} ids, which mixes id types and loses digits of "
                 "64-bit ids; store it as int64 or string"
             )
+        if role == "time" and pa.types.is_timestamp(kind) and kind.tz is None:
+            raise ZooError(f"{file}: row 1: times without a time zone; store '{column}' with tz=UTC or as integers")
     row = 1
     for batch in source.iter_batches(CHUNK, columns=sorted(set(columns.values()))):
-        frame = {}
-        for role, column in columns.items():
-            values = batch.column(column)
-            if pa.types.is_timestamp(values.type) and role == "time":
-                if values.type.tz is None:
-                    raise ZooError(
-                        f"{file}: row {row}: times without a time zone; store '{column}' with tz=UTC or as integers"
-                    )
-                values = values.cast(pa.timestamp("ns", tz=values.type.tz))
-                frame[role] = values.to_pandas().map(lambda stamp: stamp.isoformat())
-            else:
-                frame[role] = values.cast(pa.string()).to_pandas().fillna("")
-        yield row, frame
+        frame = {role: batch.column(column) for role, column in columns.items()}
+        if pa.types.is_timestamp(frame["time"].type):
+            frame["time"] = _ticks(frame["time"], file, row, unit)
+        elif pa.types.is_floating(frame["time"].type):
+            _refuse_rounded(frame["time"], file, row)
+        yield row, {role: values.cast(pa.string()).to_pandas().fillna("") for role, values in frame.items()}
         row += len(batch)
+
+
+def _ticks(stamps, file: Path, row: int, unit: str):
+    """Parquet timestamps as whole numbers of `unit`, exactly."""
+    import pyarrow as pa
+
+    have, want = UNITS[stamps.type.unit], UNITS[unit]
+    ticks = stamps.cast(pa.int64()).fill_null(0).to_numpy()
+    scaled = ticks // max(have // want, 1) * max(want // have, 1)
+    inexact = scaled // max(want // have, 1) * max(have // want, 1) != ticks  # a fraction lost, or 64 bits left
+    if inexact.any():
+        at = int(np.flatnonzero(inexact)[0])
+        raise ZooError(
+            f"{file}: row {row + at}: time {stamps[at]} is no whole number of 64 bits in data.time_unit={unit}; "
+            f"set data.time_unit={stamps.type.unit}"
+        )
+    return pa.array(scaled, mask=stamps.is_null().to_numpy(zero_copy_only=False))
+
+
+def _refuse_rounded(times, file: Path, row: int) -> None:
+    """Float times are exact up to the mantissa only: float32 seconds near 1e9 are 64 apart."""
+    last = 2.0 ** {16: 11, 32: 24, 64: 53}[times.type.bit_width]
+    beyond = np.flatnonzero(np.abs(times.to_numpy(zero_copy_only=False)) > last)
+    if len(beyond):
+        raise ZooError(
+            f"{file}: row {row + beyond[0]}: a {times.type} cannot tell time {times[beyond[0]]} from its neighbours; "
+            "store times as int64"
+        )
 
 
 def _no_column(file: Path, role: str, column: str, names) -> ZooError:
@@ -188,7 +223,8 @@ def _ids(ids, role: str, file: Path, row: int):
 
 def _times(times, file: Path, row: int, unit: str, future: bool) -> np.ndarray:
     """int64 times in `unit`; whole numbers, decimals with zero fraction, or ISO 8601 with a time zone."""
-    whole = times.str.fullmatch(r"[+-]?\d{1,18}").to_numpy(dtype=bool)
+    # up to 18 digits, or nanoseconds of 19 that int64 holds
+    whole = times.str.fullmatch(r"[+-]?(?:[0-9]{1,18}|[0-8][0-9]{18})").to_numpy(dtype=bool)
     values = np.zeros(len(times), np.int64)
     values[whole] = times[whole].astype("int64")
     for at in np.flatnonzero(~whole):
@@ -199,13 +235,13 @@ def _times(times, file: Path, row: int, unit: str, future: bool) -> np.ndarray:
         raise ZooError(
             f"{file}: row {row + at}: negative time {times.iloc[at]}; times count from 1970-01-01, mend the row"
         )
-    late = np.flatnonzero(values > (clock.time() + 86_400) * UNITS[unit])
+    latest = clock.time() + 86_400
+    late = np.flatnonzero(values > latest * UNITS[unit])
     if len(late) and not future:
         at = late[0]
-        finer = next(
-            (name for name, size in UNITS.items() if values[at] * UNITS[unit] < clock.time() * size * UNITS[unit]), None
-        )
-        hint = f"if it counts {finer}, set data.time_unit={finer}" if finer and finer != unit else "mend the row"
+        # a finer unit is likely where it makes the number a moment between 1975 and now
+        finer = next((name for name, size in UNITS.items() if latest / 10 < values[at] / size <= latest), None)
+        hint = f"if it counts {finer}, set data.time_unit={finer}" if finer else "mend the row"
         raise ZooError(
             f"{file}: row {row + at}: time {times.iloc[at]} lies in the future; {hint}, or admit it by data.future=true"
         )
@@ -219,22 +255,32 @@ def _odd_time(text: str, where: str, unit: str) -> int:
 
     try:
         number = Decimal(text)
-        if number.is_finite():
-            if number != number.to_integral_value():
-                raise ZooError(
-                    f"{where}: time '{text}' has a fraction; give whole numbers and say their unit by data.time_unit"
-                )
-            return int(number)
     except InvalidOperation:
-        pass  # not a number: an ISO string or an error
+        number = Decimal("nan")  # an ISO string or an error
+    if number.is_finite():
+        if abs(number) >= 1 << 63:
+            raise ZooError(f"{where}: time '{text}' does not fit into 64 bits; mend the row")
+        if number != number.to_integral_value():
+            raise ZooError(
+                f"{where}: time '{text}' has a fraction; give whole numbers and say their unit by data.time_unit"
+            )
+        return int(number)
+    # the fraction is taken apart, because datetime cuts it off behind six digits
+    split = re.fullmatch(r"(.+[T ]\d\d:?\d\d:?\d\d)[.,](\d+)(.*)", text)
+    stem, fraction, zone = split.groups() if split else (text, "0", "")
     try:
-        stamp = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        stamp = datetime.fromisoformat((stem + zone).replace("Z", "+00:00"))
     except ValueError as error:
         raise ZooError(f"{where}: time '{text}' is neither a whole number nor ISO 8601; mend the row") from error
     if stamp.tzinfo is None:
         raise ZooError(f"{where}: time '{text}' has no time zone; add one (Z or +00:00)")
     past = stamp - datetime(1970, 1, 1, tzinfo=timezone.utc)
-    micro = (past.days * 86_400 + past.seconds) * 1_000_000 + past.microseconds
-    if micro * UNITS[unit] % 1_000_000:
-        raise ZooError(f"{where}: time '{text}' is finer than data.time_unit={unit}; set data.time_unit=us")
-    return micro * UNITS[unit] // 1_000_000
+    part, rest = divmod(int(fraction) * UNITS[unit], 10 ** len(fraction))
+    if rest:
+        fits = next((name for name, size in UNITS.items() if int(fraction) * size % 10 ** len(fraction) == 0), None)
+        remedy = f"set data.time_unit={fits}" if fits else "round it"
+        raise ZooError(f"{where}: time '{text}' is finer than data.time_unit={unit}; {remedy}")
+    ticks = (past.days * 86_400 + past.seconds) * UNITS[unit] + part
+    if abs(ticks) >= 1 << 63:
+        raise ZooError(f"{where}: time '{text}' does not fit into 64 bits as {unit}; set a coarser data.time_unit")
+    return ticks

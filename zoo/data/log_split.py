@@ -114,7 +114,7 @@ def global_time(log: RawLog, k: int, quantiles: tuple[float, float]) -> SplitLog
     for part, inside in (("valid", ~before & (log.time < second)), ("test", log.time >= second)):
         row = np.flatnonzero(inside)
         row = row[np.lexsort((log.time[row], log.user[row]))]
-        row = row[np.append(np.diff(log.user[row]) != 0, True)]  # each user's last event of the period
+        row = row[np.diff(log.user[row], append=-1) != 0]  # each user's last event of the period
         user, end = _history_end(history, log, row)
         kept = end > a["start"][user]
         code = _codes(log, vocabulary)[log.item[row]]
@@ -127,14 +127,19 @@ def global_time(log: RawLog, k: int, quantiles: tuple[float, float]) -> SplitLog
 
 
 def assert_no_leak(split: str, arrays: dict[str, np.ndarray], counts: dict[str, int]) -> None:
-    """Raise where a training event is at or after a target it must precede."""
+    """Raise where a training event is at or after a target it must precede, or a history reaches its target."""
     a = arrays
     for part in ("valid", "test"):
-        u, end = a[f"{part}_user"], a[f"{part}_end"]
+        u, end, item, time = (a[f"{part}_{what}"] for what in ("user", "end", "item", "time"))
         if (a["train_end"][u] > end).any():
             raise ZooError(
                 f"leakage: {part} targets lie inside the training events of their users; the split is broken"
             )
+        # a target of a known item is the event just behind its history; that of an unknown one is nowhere
+        at = np.minimum(end, len(a["time"]) - 1)
+        astray = (item > 0) & ((a["item"][at] != item) | (a["time"][at] != time))
+        if (astray | (end > a["start"][u + 1]) | (a["time"][end - 1] > time)).any():
+            raise ZooError(f"leakage: a {part} history does not end just before its target; the split is broken")
     if split == "global-time":
         trained = _training_positions(a)
         if len(trained) and a["time"][trained].max() >= counts["first_cut"]:

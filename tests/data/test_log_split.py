@@ -1,0 +1,400 @@
+"""Splits and windows of logs equal plain loops: filter, tie rule, both splits, windows, loss."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from statezoo.zoo.api import create_dataset, create_model
+from statezoo.zoo.data.log_reader import RawLog
+from statezoo.zoo.data.log_sample import generate
+from statezoo.zoo.data.log_split import assert_no_leak, find_duplicates, global_time, k_core, leave_two_out
+from statezoo.zoo.data.logs import EvalUsers, TrainWindows, hash_user
+from statezoo.zoo.data.spec import Inputs, Outputs, Spec
+from statezoo.zoo.errors import ZooError
+from statezoo.zoo.registry import find
+
+ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=60)
+K = st.integers(1, 3)
+QUANTILES = (0.6, 0.8)
+
+
+def raw(rows):
+    """A RawLog of (user, item, time) rows in file order."""
+    user, item, time = np.array(rows, np.int64).reshape(-1, 3).T
+    return RawLog(user, item, time, [f"u{n}" for n in range(user.max() + 1)], [f"{n}" for n in range(item.max() + 1)])
+
+
+def kept(rows, k):
+    """Numbers of the rows left by the k-core: take away one row of a rare user or item after the other."""
+    left = list(range(len(rows)))
+    while True:
+        rare = [n for n in left if any(sum(rows[m][column] == rows[n][column] for m in left) < k for column in (0, 1))]
+        if not rare:
+            return left
+        left.remove(rare[0])
+
+
+def by_user(rows, numbers):
+    """User to its rows among `numbers`, by (time, row)."""
+    order = sorted(numbers, key=lambda n: (rows[n][2], n))
+    return {user: [n for n in order if rows[n][0] == user] for user in {rows[n][0] for n in order}}
+
+
+def read_back(log):
+    """What the parts of a split hold, in names: training items per user, and (history, target, time) per target."""
+    name = [None, *log.items]
+    a = log.arrays
+    found = {"train": {}}
+    for u, user in enumerate(log.users):
+        items = a["item"][a["start"][u] : a["train_end"][u]]
+        assert (items > 0).all()
+        found["train"] |= {user: [name[i] for i in items]} if len(items) else {}
+    users = {hash_user(user): user for user in log.users}
+    for part in ("valid", "test"):
+        evaluated = EvalUsers(a, part, 3, log.users)
+        batch = evaluated.batch(np.arange(len(evaluated))) if len(evaluated) else {}
+        found[part] = {}
+        for b, key in enumerate(evaluated.ids):
+            history = [name[i] for i in batch["history"][b] if i]
+            seen, padding = np.split(batch["items"][b], [batch["length"][b]])
+            assert [name[i] for i in seen] == history[-3:] and not padding.any()
+            times = a["time"][a["start"][a[f"{part}_user"][b]] : a[f"{part}_end"][b]][-3:]
+            assert batch["times"][b].tolist() == times.tolist() + [0] * len(padding)
+            found[part][users[key]] = history, name[batch["target"][b]], a[f"{part}_time"][b]
+    return found
+
+
+# the filter -----------------------------------------------------------------------------------------------------------
+
+
+@given(ROWS, st.integers(1, 5))
+def test_k_core_equals_the_loop(rows, k):
+    log = raw(rows)
+    assert np.flatnonzero(k_core(log.user, log.item, k)).tolist() == kept(rows, k)
+
+
+def test_k_core_goes_on_until_nothing_changes():
+    # without item 9 user 0 has one event, without user 0 item 1 has one, without item 1 user 1 has one, and so on
+    rows = [(0, 9, 0), *[(n // 2, (n + 1) // 2, 0) for n in range(12)]]
+    assert k_core(raw(rows).user, raw(rows).item, 2).sum() == 0
+    rows += [(7, 7, 0), (7, 8, 0), (8, 7, 0), (8, 8, 0)]
+    assert k_core(raw(rows).user, raw(rows).item, 2).tolist() == [False] * 13 + [True] * 4
+
+
+@given(ROWS)
+def test_duplicates_are_all_but_the_first(rows):
+    assert find_duplicates(raw(rows)).tolist() == [n for n, row in enumerate(rows) if row in rows[:n]]
+
+
+# the splits -----------------------------------------------------------------------------------------------------------
+
+
+@given(ROWS, K)
+def test_leave_two_out_equals_the_loop(rows, k):
+    left = kept(rows, k)
+    if not left:
+        with pytest.raises(ZooError, match=f"no event is left of {len(rows)} .* set data.k_core lower"):
+            leave_two_out(raw(rows), k)
+        return
+    log = leave_two_out(raw(rows), k)
+    expected = {"train": {}, "valid": {}, "test": {}}
+    for user, numbers in by_user(rows, left).items():
+        items, times = [str(rows[n][1]) for n in numbers], [rows[n][2] for n in numbers]
+        tested = len(items) >= 3
+        expected["train"][f"u{user}"] = items[:-2] if tested else items
+        if tested:
+            expected["valid"][f"u{user}"] = items[:-2], items[-2], times[-2]
+            expected["test"][f"u{user}"] = items[:-1], items[-1], times[-1]
+    assert read_back(log) == expected
+    trained = {item for items in expected["train"].values() for item in items}
+    assert log.items == sorted({str(rows[n][1]) for n in left}), "all items, those of targets included"
+    assert log.counts == {
+        "users": len(expected["train"]),
+        "items": len(log.items),
+        "events_in_file": len(rows),
+        "events_after_k_core": len(left),
+        "users_with_fewer_than_3_events": len(expected["train"]) - len(expected["test"]),
+        "test_targets_unseen_in_training": sum(item not in trained for _, item, _ in expected["test"].values()),
+    }
+    assert_no_leak("leave-two-out", log.arrays, log.counts)
+
+
+@given(ROWS, K)
+def test_global_time_equals_the_loop(rows, k):
+    ordered = sorted(time for _, _, time in rows)
+    first, second = (ordered[int(q * len(rows))] for q in QUANTILES)
+    before = [n for n, row in enumerate(rows) if row[2] < first]
+    left = [before[n] for n in kept([rows[n] for n in before], k)]
+    if not left:
+        with pytest.raises(ZooError, match="no event is left before the first cut .* set data.k_core lower or"):
+            global_time(raw(rows), k, QUANTILES)
+        return
+    log = global_time(raw(rows), k, QUANTILES)
+    known = {rows[n][1] for n in left}
+    later = [n for n, row in enumerate(rows) if row[2] >= first]
+    usable = by_user(rows, left + [n for n in later if rows[n][1] in known])
+    expected = {"train": {}, "valid": {}, "test": {}}
+    for user, numbers in by_user(rows, left).items():
+        expected["train"][f"u{user}"] = [str(rows[n][1]) for n in numbers]
+    without = {"valid": 0, "test": 0}
+    periods = {"valid": [n for n in later if rows[n][2] < second], "test": [n for n in later if rows[n][2] >= second]}
+    for part, inside in periods.items():
+        for user, numbers in by_user(rows, inside).items():
+            _, item, time = rows[target := numbers[-1]]
+            past = [n for n in usable.get(user, []) if (rows[n][2], n) < (time, target)]
+            without[part] += not past
+            if past:
+                target = str(item) if item in known else None
+                expected[part][f"u{user}"] = [str(rows[n][1]) for n in past], target, time
+    assert read_back(log) == expected
+    assert log.items == sorted(map(str, known)), "vocabulary from training only"
+    assert log.counts == {
+        "users": len(usable),
+        "items": len(known),
+        "events_in_file": len(rows),
+        "training_events": len(left),
+        "later_events_of_unknown_items": sum(rows[n][1] not in known for n in later),
+        "first_cut": first,
+        "second_cut": second,
+        **{f"{part}_users_without_history": number for part, number in without.items()},
+        **{
+            f"{part}_targets_unseen_in_training": sum(item is None for _, item, _ in expected[part].values())
+            for part in without
+        },
+    }
+    assert_no_leak("global-time", log.arrays, log.counts)
+    a = log.arrays
+    for u in range(len(log.users)):
+        assert (a["time"][a["start"][u] : a["train_end"][u]] < first).all(), "nothing of training is later"
+        assert (a["time"][a["train_end"][u] : a["start"][u + 1]] >= first).all(), "and no training event is left out"
+
+
+@pytest.mark.parametrize("quantiles", [(0.9, 0.8), (0.5, 0.5), (0, 0.9), (0.5, 1)])
+def test_cuts_that_do_not_rise_are_refused(quantiles):
+    with pytest.raises(ZooError, match="two rising fractions"):
+        global_time(raw([(0, 0, n) for n in range(10)]), 1, quantiles)
+
+
+def test_an_empty_period_is_an_error_of_the_data(tmp_path):
+    """Nothing lies between two cuts at one moment."""
+    rows = "".join(f"a,{n},{time}\n" for n, time in enumerate([0, 1, 2, 5, 5]))
+    (tmp_path / "log.csv").write_text("user,item,time\n" + rows)
+    data = create_dataset("log", root=tmp_path, k_core=1, split="global-time", quantiles=QUANTILES)
+    with pytest.raises(ZooError, match="the valid part of the split is empty; give more data or another split"):
+        data.prepare()
+
+
+def splits(rows, k=1):
+    """Both splits in names; None where too little is left."""
+    for split in (lambda log: leave_two_out(log, k), lambda log: global_time(log, k, QUANTILES)):
+        try:
+            yield read_back(split(raw(rows)))
+        except ZooError:
+            yield None
+
+
+@given(ROWS, K, st.randoms(use_true_random=False))
+def test_the_order_of_rows_matters_within_a_second_only(rows, k, random):
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    moved = [rows[n] for n in order]
+    # events of one user and second go back into their old order, at their new places
+    for user, _, time in set(rows):
+        same = [n for n, row in enumerate(moved) if (row[0], row[2]) == (user, time)]
+        for n, row in zip(same, [row for row in rows if (row[0], row[2]) == (user, time)], strict=True):
+            moved[n] = row
+    assert list(splits(moved, k)) == list(splits(rows, k))
+
+
+def test_events_of_one_second_keep_the_order_of_the_file():
+    for items in ([3, 1, 2, 0], [0, 2, 1, 3]):
+        log = leave_two_out(raw([(0, item, 7) for item in items]), 1)
+        names = list(map(str, items))
+        assert read_back(log)["test"]["u0"] == (names[:3], names[3], 7)
+        assert read_back(log)["valid"]["u0"] == (names[:2], names[2], 7)
+    # a target shares its second with events before and behind it in the file: the last one is the target
+    rows = [
+        (0, 0, 1),
+        (1, 1, 1),
+        (0, 1, 2),
+        (1, 0, 2),
+        (0, 0, 5),
+        (1, 1, 5),
+        (1, 0, 5),
+        (0, 1, 5),
+        (0, 0, 5),
+        (1, 1, 9),
+    ]
+    found = read_back(global_time(raw(rows), 1, (0.4, 0.9)))
+    assert found["valid"]["u0"] == (["0", "1", "0", "1"], "0", 5)
+    assert found["valid"]["u1"] == (["1", "0", "1"], "0", 5)
+
+
+def test_numbers_count_by_value_and_names_come_after_them():
+    names = ["b", "10", "9", "a", "7", "007"]
+    log = RawLog(np.zeros(12, int), np.repeat(np.arange(6), 2), np.arange(12), ["u"], names)
+    assert leave_two_out(log, 2).items == ["007", "7", "9", "10", "a", "b"]
+
+
+# the leakage assertion ------------------------------------------------------------------------------------------------
+
+
+def sample_log(split, users=30, k=2):
+    user, item, _, time = generate(1, users)
+    log = RawLog(user, item, time, [f"{n}" for n in range(user.max() + 1)], [f"{n}" for n in range(item.max() + 1)])
+    return leave_two_out(log, k) if split == "leave-two-out" else global_time(log, k, (0.6, 0.8))
+
+
+def trains_a_target(a, part):
+    a["train_end"][a[f"{part}_user"][0]] = a[f"{part}_end"][0] + 1
+
+
+def history_holds_its_target(a, part):
+    a[f"{part}_end"][np.flatnonzero(a[f"{part}_item"])[0]] += 1
+
+
+def history_of_an_unknown_target_is_later(a, part):
+    a[f"{part}_item"][0] = 0
+    a[f"{part}_time"][0] = a["time"][a[f"{part}_end"][0] - 1] - 1
+
+
+def history_runs_into_the_next_user(a, part):
+    a[f"{part}_end"][0] = a["start"][a[f"{part}_user"][0] + 1] + 1
+    a[f"{part}_item"][0], a[f"{part}_time"][0] = 0, 2**62
+
+
+def target_is_at_another_moment(a, part):
+    a[f"{part}_time"][np.flatnonzero(a[f"{part}_item"])[0]] += 1
+
+
+def target_is_another_event(a, part):
+    a[f"{part}_item"][0] = a[f"{part}_item"][0] % 3 + 1
+
+
+TAMPERS = [
+    trains_a_target,
+    history_holds_its_target,
+    history_of_an_unknown_target_is_later,
+    history_runs_into_the_next_user,
+    target_is_at_another_moment,
+    target_is_another_event,
+]
+
+
+@pytest.mark.parametrize("split", ["leave-two-out", "global-time"])
+@pytest.mark.parametrize("part", ["valid", "test"])
+@pytest.mark.parametrize("tamper", TAMPERS, ids=lambda tamper: tamper.__name__)
+def test_leaks_are_found(split, part, tamper):
+    log = sample_log(split)
+    assert_no_leak(split, log.arrays, log.counts)
+    tamper(log.arrays, part)
+    with pytest.raises(ZooError, match="^leakage: .*; the split is broken$"):
+        assert_no_leak(split, log.arrays, log.counts)
+
+
+def test_a_training_event_at_the_first_cut_is_found():
+    log = sample_log("global-time")
+    user = np.flatnonzero(log.arrays["train_end"] > log.arrays["start"][:-1])[0]
+    log.arrays["time"][log.arrays["start"][user]] = log.counts["first_cut"]
+    with pytest.raises(ZooError, match="later than the first cut"):
+        assert_no_leak("global-time", log.arrays, log.counts)
+
+
+def test_training_on_the_validation_period_is_found():
+    log = sample_log("global-time")
+    for user in log.arrays["test_user"]:  # up to the test target, and not beyond
+        log.arrays["train_end"][user] = log.arrays["test_end"][log.arrays["test_user"] == user][0]
+    log.arrays["valid_user"] = log.arrays["valid_user"][:0]
+    for name in ("end", "item", "time"):
+        log.arrays[f"valid_{name}"] = log.arrays[f"valid_{name}"][:0]
+    with pytest.raises(ZooError, match="later than the first cut"):
+        assert_no_leak("global-time", log.arrays, log.counts)
+
+
+# windows --------------------------------------------------------------------------------------------------------------
+
+
+SIZES = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2)), min_size=1, max_size=8)
+
+
+def flat(sizes):
+    """A log whose users have (training, later) events; item p + 1 and time 100 + p stand at place p."""
+    train, later = np.array(sizes).T
+    start = np.append(0, np.cumsum(train + later))
+    places = np.arange(start[-1])
+    return {"item": places + 1, "time": 100 + places, "start": start, "train_end": start[:-1] + train}
+
+
+def prefixes(log):
+    """Place of every target and of its user's first event: all training events but a user's first."""
+    users = zip(log["start"][:-1], log["train_end"], strict=True)
+    return {place: start for start, end in users for place in range(start + 1, end)}
+
+
+def all_windows(log, max_len, windows):
+    part = TrainWindows(log, max_len, windows)
+    batch = part.batch(np.arange(len(part)))
+    assert all(array.dtype == np.int64 for array in batch.values())
+    for items, times, length in zip(batch["items"], batch["times"], batch["length"], strict=True):
+        assert 1 <= length <= max_len and not items[length:].any() and not times[length:].any()
+        assert times[:length].tolist() == [item + 99 for item in items[:length]]
+        assert (np.diff(items[:length]) == 1).all()
+    return batch
+
+
+@given(SIZES, st.integers(1, 9))
+def test_all_positions_trains_every_target_once_an_epoch(sizes, max_len):
+    log = flat(sizes)
+    batch = all_windows(log, max_len, "all-positions")
+    window, column = np.nonzero(batch["targets"])
+    place = batch["targets"][window, column] - 1
+    assert sorted(place) == sorted(prefixes(log))
+    assert (batch["items"][window, column] == place).all(), "the event just before the target is its input"
+    starts = prefixes(log)
+    assert all(batch["items"][w, 0] - 1 >= starts[p] for w, p in zip(window, place, strict=True)), "of the same user"
+    assert (np.count_nonzero(batch["targets"], axis=1) == batch["length"]).all()
+    ends = {end - 1 for start, end in zip(log["start"], log["train_end"], strict=False) if end - start > 1}
+    assert ends <= set((batch["targets"].max(axis=1, initial=0) - 1).tolist()), "windows are laid from the end"
+
+
+@given(SIZES, st.integers(1, 9))
+def test_per_prefix_gives_each_prefix_its_window(sizes, max_len):
+    log = flat(sizes)
+    batch = all_windows(log, max_len, "per-prefix")
+    expected = [(place, place - max(start, place - max_len)) for place, start in prefixes(log).items()]
+    last = batch["length"] - 1
+    row = np.arange(len(last))
+    targets = batch["targets"][row, last]
+    assert (np.count_nonzero(batch["targets"], axis=1) == 1).all(), "the last position alone is trained"
+    assert list(zip(targets - 1, batch["length"], strict=True)) == expected
+    assert (batch["items"][row, last] == targets - 1).all()
+
+
+@pytest.mark.parametrize(("name", "config"), [("sasrec", {"hidden": 16, "layers": 2}), ("gru4rec", {"hidden": 16})])
+def test_one_pass_over_all_positions_is_the_sum_over_prefixes(name, config):
+    """For a causal model: loss and every gradient to 1e-9, in float64, without dropout, no window cut."""
+    log = sample_log("leave-two-out", users=12)
+    longest = int((log.arrays["train_end"] - log.arrays["start"][:-1]).max())
+    given = {"max_len": longest} if name == "sasrec" else {}
+    torch.manual_seed(0)
+    model = create_model(name, num_items=len(log.items), dim=8, dropout=0.0, **given, **config).double().train()
+    task = find("task", "next_item").load()(model, Spec(Inputs("log", {}), Outputs(), {"num_items": len(log.items)}))
+    found = {}
+    for windows in ("all-positions", "per-prefix"):
+        part = TrainWindows(log.arrays, longest, windows)
+        model.zero_grad()
+        total, trained = 0.0, 0
+        for index in np.array_split(np.arange(len(part)), -(-len(part) // 32)):
+            batch = {key: torch.from_numpy(array) for key, array in part.batch(index).items()}
+            count = int(batch["targets"].count_nonzero())
+            loss = task.loss(batch) * count
+            loss.backward()
+            total, trained = total + loss.item(), trained + count
+        found[windows] = total, trained, [p.grad.clone() for p in model.parameters()]
+    (one, n, grads), (other, m, others) = found.values()
+    assert n == m == len(TrainWindows(log.arrays, longest, "per-prefix")) > 100
+    assert abs(one - other) < 1e-9
+    for (parameter, _), grad, same in zip(model.named_parameters(), grads, others, strict=True):
+        assert grad.abs().max() > 1e-3, f"{parameter} has a gradient to compare"
+        assert (grad - same).abs().max() < 1e-9, parameter
