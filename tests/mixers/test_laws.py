@@ -14,6 +14,8 @@ CASES = {
     "ssd-groups": {"name": "ssd", "d_state": 3, "head_dim": 2, "groups": 2, "d_ssm": 8, "D_per_channel": True,
                    "dt_limit": (0.01, 1.5), "activation": "hardswish", "norm_before_gate": True},
     "ssd-bare": {"name": "ssd", "d_state": 3, "head_dim": 8, "norm": False, "conv_bias": False, "d_conv": 2},
+    "s4d": {"name": "s4d", "d_state": 4},
+    "s4d-bidirectional": {"name": "s4d", "d_state": 4, "bidirectional": True},
     "attention": {"name": "attention", "heads": 2},
     "attention-grouped-rope": {"name": "attention", "heads": 4, "kv_heads": 2, "rope": 100.0, "bias": False},
     "attention-window": {"name": "attention", "heads": 2, "window": 3, "rope": 50.0},

@@ -10,6 +10,7 @@ from ..errors import BadArgument, unknown
 MIXERS = {
     "s6": ("s6", "S6"),
     "ssd": ("ssd", "SSD"),
+    "s4d": ("s4d", "S4D"),
     "attention": ("attention", "Attention"),
     "short_conv": ("short_conv", "ShortConv"),
     "identity": ("identity", "Identity"),
