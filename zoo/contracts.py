@@ -230,6 +230,15 @@ def sample_for(cls: type) -> Dataset:
     raise Broken(f"{cls.__name__}: no data set of the registry gives {' or '.join(cls.accepts)}")
 
 
+def distinct_models() -> list[str]:
+    """Registered names without those whose tiny preset is another name's: sizes of one family differ in nothing else."""
+    found: dict[str, str] = {}
+    for key, entry in entries("model").items():
+        cls = entry.load()
+        found.setdefault(repr((cls, sorted({**entry.config, **cls.tiny}.items(), key=str))), key)
+    return sorted(found.values())
+
+
 def _tiny(key: str) -> tuple[type, Dataset, Model | Fitted]:
     entry = find("model", key)
     cls = entry.load()

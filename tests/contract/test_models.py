@@ -6,6 +6,12 @@ from statezoo.zoo.registry import entries
 
 
 @pytest.mark.parametrize("check", contracts.MODEL_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("key", list(entries("model")))
+@pytest.mark.parametrize("key", contracts.distinct_models())
 def test_contract(key, check):
     assert check(key) is None
+
+
+def test_every_family_and_every_mixer_is_there():
+    chosen, everything = contracts.distinct_models(), entries("model")
+    assert {entry.cls for entry in everything.values()} == {everything[key].cls for key in chosen}
+    assert {"mamba_130m", "mamba2_130m", "mamba2_lm", "tim4rec", "tim4rec.reference", "ssd4rec"} <= set(chosen)

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from statezoo.zoo.contracts import sample_for
+from statezoo.zoo.contracts import distinct_models, sample_for
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import read_json
 from statezoo.zoo.registry import entries
@@ -22,7 +22,7 @@ def finished(recipe, folder, *overrides):
     return record
 
 
-@pytest.mark.parametrize("model", list(entries("model")))
+@pytest.mark.parametrize("model", distinct_models())
 def test_every_model_trains(model, tmp_path):
     data = sample_for(entries("model")[model].load())
     try:
