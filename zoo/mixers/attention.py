@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import BadArgument
 from ..nn.rope import rotate
+from ..ops.checks import expect, expect_segments
 from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State
 
 
@@ -67,6 +68,7 @@ class Attention(Mixer):
             raise BadArgument(f"Attention: window: expected at least 1, got {window}")
         self.size, self.causal, self.window, self.dropout = dim // heads, causal, window, dropout
         self.rope, self.rope_axes = rope, rope_axes
+        self.uses = self.uses if rope else self.uses - {"positions"}
         if not causal:
             looks = "every step looks at later ones"
             self.exempt = {"step": looks, "split": looks, "causal": looks}
@@ -89,6 +91,7 @@ class Attention(Mixer):
     def project(self, x: Tensor, ctx: SeqContext = NOTHING, state: State | None = None) -> Parts:
         """Input (B, L, D) to queries, keys, values and the mask."""
         batch, steps, _ = x.shape
+        expect_segments("Attention", ctx.segments, batch, steps)
         heads = self.qkv(self.observe["in"](x)).view(batch, steps, -1, self.size)
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
         q, k, v = self.observe["q"](q), self.observe["k"](k), self.observe["v"](v)
@@ -97,6 +100,9 @@ class Attention(Mixer):
         valid = torch.ones(batch, steps, dtype=torch.bool, device=x.device) if valid is None else valid
         before = torch.zeros(batch, dtype=torch.int64, device=x.device) if state is None else state["count"]
         if self.rope:
+            if ctx.positions is not None or self.rope_axes > 1:
+                axes = (self.rope_axes,) if self.rope_axes > 1 else ()
+                expect("Attention", "ctx.positions", ctx.positions, batch, steps, *axes)
             places = before[:, None] + torch.arange(steps, device=x.device) if ctx.positions is None else ctx.positions
             q, k = (rotate(t, places, self.rope) for t in (q, k))
         past = 0

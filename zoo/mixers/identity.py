@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops.checks import expect_segments
 from .base import Matrix, Mixer, Out, SeqContext, State
 
 
@@ -25,6 +26,7 @@ class Identity(Mixer):
 
     def mix(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> Out:
         """X itself."""
+        expect_segments("Identity", ctx.segments, *x.shape[:2])
         return Out(self.observe["out"](x), {} if "state" in want else None)
 
     def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:

@@ -82,6 +82,12 @@ def matrix(make: Make) -> None:
     found = m.materialize(x)
     mixed = torch.einsum("bhts,bshp->bthp", found.matrix, found.values)
     equal(m.finish(mixed, found.parts), m(x).y, "matrix")
+    numbers = torch.tensor([0] * 4 + [2] * 7).expand(2, -1)
+    extra = {"segments": numbers, "log_decay": -torch.rand(2, 11, m.scales(), dtype=x.dtype)}
+    ctx = SeqContext(**{name: tensor for name, tensor in extra.items() if name in m.uses})
+    found = m.materialize(x, ctx)
+    mixed = torch.einsum("bhts,bshp->bthp", found.matrix, found.values)
+    equal(m.finish(mixed, found.parts), m(x, ctx).y, "matrix of packed sequences")
 
 
 def packed(make: Make) -> None:

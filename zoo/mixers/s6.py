@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from ..ops.causal_conv1d import causal_conv1d
 from ..ops.selective_scan import selective_scan
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, condense, take
+from ..ops.ssd import between
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, condense, reach, take
 
 
 class Parts(NamedTuple):
@@ -168,6 +169,7 @@ class S6(Mixer):
         """One step (B, D) by the recurrence itself."""
         if ctx is not None and ctx.given() - {"dt_scale"}:
             return super().step(x_t, ctx, state)
+        self.check_step(x_t, ctx, state)
         inner, z = self.in_proj(self.observe["in"](x_t)[:, None]).chunk(2, dim=-1)
         window = torch.cat([state["conv"].to(inner.dtype), self.observe["inner"](inner)], 1)
         x = (window * self.conv1d.weight.squeeze(1).t()).sum(1, keepdim=True)
@@ -180,16 +182,16 @@ class S6(Mixer):
 
     def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
         """Per channel: sum_n C_tn exp(A_n sum of dt) B_sn, on the values u; (B, E, L, L)."""
-        parts = self.project(x, ctx or NOTHING)
-        A, steps = -self.A_log.to(parts.dt.dtype).exp(), x.shape[1]
-        total = parts.dt.cumsum(1).transpose(1, 2)
-        gap = (total[..., :, None] - total[..., None, :]).tril()
-        causal = torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
+        ctx = ctx or NOTHING
+        parts = self.project(x, ctx)
+        A, gap = -self.A_log.to(parts.dt.dtype).exp(), between(parts.dt.transpose(1, 2))
+        extra = 0 if ctx.log_decay is None else between(ctx.log_decay.to(gap.dtype).expand_as(parts.dt).transpose(1, 2))
         matrix = sum(
-            (gap * A[:, n, None, None]).exp() * (parts.C[:, :, None, n] * parts.B[:, None, :, n])[:, None]
+            (gap * A[:, n, None, None] + extra).exp() * (parts.C[:, :, None, n] * parts.B[:, None, :, n])[:, None]
             for n in range(self.d_state)
         )
-        return Matrix(matrix.masked_fill(~causal, 0), parts.u[..., None], parts)
+        seen = reach(ctx, x.shape[1], x.device)
+        return Matrix(matrix.masked_fill(~seen, 0), parts.u[..., None], parts)
 
     def ports(self) -> dict[str, Tensor]:
         """v: rows of x in W_in; k, q, decay: rows of B, C and dt in W_x (behind the convolution); gate, out."""

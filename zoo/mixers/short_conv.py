@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.causal_conv1d import causal_conv1d
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, reach
 
 
 class Parts(NamedTuple):
@@ -61,10 +61,12 @@ class ShortConv(Mixer):
 
     def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
         """The Toeplitz matrix of each channel, (B, D, L, L)."""
-        parts, steps = self.project(x, ctx or NOTHING), x.shape[1]
+        ctx, steps = ctx or NOTHING, x.shape[1]
+        parts = self.project(x, ctx)
         lag = torch.arange(steps, device=x.device)[:, None] - torch.arange(steps, device=x.device)
         inside = (lag >= 0) & (lag < self.width)
         taps = self.conv.weight.squeeze(1)[:, (self.width - 1 - lag).clamp(0, self.width - 1)]
+        inside = inside & reach(ctx, steps, x.device)
         matrix = torch.where(inside, taps, 0).expand(x.shape[0], -1, -1, -1)
         return Matrix(matrix, parts.u[..., None], parts)
 

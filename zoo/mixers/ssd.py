@@ -20,7 +20,7 @@ from ..errors import BadArgument, unknown
 from ..nn.norm import GatedRMSNorm
 from ..ops.causal_conv1d import causal_conv1d
 from ..ops.ssd import between, ssd
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, reach
 from .s6 import initial_dt_bias, prune
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "hardswish": F.hardswish, "identity": lambda x: x}
@@ -198,6 +198,7 @@ class SSD(Mixer):
         """One step (B, D) by the recurrence itself."""
         if ctx is not None and ctx.given() - {"dt_scale"}:
             return super().step(x_t, ctx, state)
+        self.check_step(x_t, ctx, state)
         front, z, inner, dt = self._split(x_t[:, None])
         window = torch.cat([state["conv"].to(inner.dtype), inner], 1)
         x = (window * self.conv1d.weight.squeeze(1).t()).sum(1, keepdim=True)
@@ -212,7 +213,8 @@ class SSD(Mixer):
         """Per head: <C_t, B_s> exp(sum of dt A over s+1..t), on the values u; (B, H, L, L)."""
         ctx = ctx or NOTHING
         parts = self.project(x, ctx)
-        decay = between(self.decay(parts, ctx).transpose(1, 2)).exp().tril()
+        decay = between(self.decay(parts, ctx).transpose(1, 2)).exp()
+        decay = decay.masked_fill(~reach(ctx, x.shape[1], x.device), 0)
         scores = torch.einsum("btgn,bsgn->bgts", parts.C, parts.B).repeat_interleave(self.heads // self.groups, 1)
         return Matrix(scores * decay, parts.u, parts)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadArgument
-from ..ops.checks import expect
+from ..ops.checks import expect, expect_integers
 from .base import Mixer, Out, SeqContext, State, take
 
 NO_STATE = "a scan against the direction of time has no state to hand on"
@@ -120,7 +120,9 @@ class MultiPath(Mixer):
         self.project = nn.Linear(paths * self.dim, self.dim, bias=False) if merge == "concat" else None
         if channels is not None:
             expect("MultiPath", "channels", channels, paths, self.dim)
-            if not torch.equal(channels.gather(1, channels), torch.arange(self.dim).expand(paths, -1)):
+            expect_integers("MultiPath", "channels", channels)
+            inside = bool(((channels >= 0) & (channels < self.dim)).all())
+            if not inside or not torch.equal(channels.gather(1, channels), torch.arange(self.dim).expand(paths, -1)):
                 raise BadArgument(
                     "MultiPath: channels: expected involutions (applied twice, nothing changes), got others"
                 )
@@ -135,9 +137,11 @@ class MultiPath(Mixer):
         batch, steps, _ = x.shape
         if ctx.orders is None or ctx.inverses is None:
             raise BadArgument(f"MultiPath: ctx.orders: expected orders and inverses of {self.paths} paths, got None")
+        for name in ("orders", "inverses"):
+            tensor = getattr(ctx, name)
+            expect("MultiPath", f"ctx.{name}", tensor, *((batch,) if tensor.ndim == 3 else ()), self.paths, steps)
+            expect_integers("MultiPath", f"ctx.{name}", tensor)
         orders, inverses = (t if t.ndim == 3 else t.expand(batch, -1, -1) for t in (ctx.orders, ctx.inverses))
-        for name, tensor in (("orders", orders), ("inverses", inverses)):
-            expect("MultiPath", f"ctx.{name}", tensor, batch, self.paths, steps)
         plain = replace(ctx, orders=None, inverses=None)
         if len(self.mixers) == 1:
             ys = self._together(x, plain, orders, inverses)
@@ -167,7 +171,7 @@ class MultiPath(Mixer):
         y = take(y, inverses.transpose(0, 1).flatten(0, 1))
         if self.channels is not None:
             y = y.gather(2, spread)
-        return list(y.chunk(self.paths))
+        return list(y.unflatten(0, (self.paths, -1)))  # not chunk, which would fix the batch of an exported program
 
 
 def _masked(ctx: SeqContext, steps: int) -> SeqContext:

@@ -106,7 +106,7 @@ def call_of(x: Tensor, steps: int, **options) -> Call:
 
 
 def full_precision(device: str) -> AbstractContextManager:
-    """Within it autocast casts nothing: it would take the products of a scan in bfloat16, other ones in each backend."""
+    """Within it autocast casts nothing: it would take products of a scan in bfloat16, in each backend other ones."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 

@@ -36,7 +36,7 @@ def causal_conv1d(
     width = weight.shape[1]
     if bias is not None:
         expect(NAME, "bias", bias, channels)
-    if initial is not None and width > 1:
+    if initial is not None:
         expect(NAME, "initial", initial, batch, width - 1, channels)
     if lengths is not None:
         expect(NAME, "lengths", lengths, batch)

@@ -35,13 +35,31 @@ def expect_floating(where: str, name: str, tensor: Tensor) -> None:
         raise BadArgument(f"{where}: {name}: expected float32, bfloat16 or float64 on the CPU, got float16")
 
 
+def expect_integers(where: str, name: str, tensor: Tensor) -> None:
+    """Raise unless `tensor` holds whole numbers."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise BadArgument(f"{where}: {name}: expected integers, got {tensor.dtype}")
+
+
+def expect_as(where: str, leading: str, like: Tensor, **tensors: Tensor | None) -> None:
+    """Raise unless all `tensors` have the dtype of `like`: backends would promote or cast, each in its own way."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != like.dtype:
+            raise BadArgument(f"{where}: {name}: expected {like.dtype} as {leading}, got {tensor.dtype}")
+
+
+def expect_groups(where: str, groups: int, parts: int, of: str) -> None:
+    """Raise unless the `groups` of B divide the `parts` (channels, heads)."""
+    if parts % groups:
+        raise BadArgument(f"{where}: B: expected a number of groups that divides {parts} {of}, got {groups} groups")
+
+
 def expect_segments(where: str, segments: Tensor | None, batch: int, steps: int) -> None:
     """Raise unless `segments` is (B, L) of integers that never fall along a row."""
     if segments is None:
         return
     expect(where, "segments", segments, batch, steps)
-    if segments.is_floating_point() or segments.dtype == torch.bool:
-        raise BadArgument(f"{where}: segments: expected integers, got {segments.dtype}")
+    expect_integers(where, "segments", segments)
     if not torch.compiler.is_compiling():
         falls = (segments[:, 1:] < segments[:, :-1]).any(1)
         if bool(falls.any()):

@@ -19,8 +19,8 @@ import functools
 import torch
 from torch import Tensor
 
-from .backends import Call, call_of, choose, only_by_force, register
-from .checks import expect, expect_floating, expect_segments, same_segment
+from .backends import Call, call_of, choose, full_precision, only_by_force, register
+from .checks import expect, expect_as, expect_floating, expect_groups, expect_segments, same_segment
 
 NAME = "selective_scan"
 LOG2_E = 1.4426950408889634
@@ -51,18 +51,18 @@ def selective_scan(
         C = C.unsqueeze(2)
     expect(NAME, "u", u, "B", "L", "D")
     expect_floating(NAME, "u", u)
-    (batch, steps, channels), groups = u.shape, B.shape[2]
+    batch, steps, channels = u.shape
     expect(NAME, "A", A, channels, "N")
     states = A.shape[1]
     for name, tensor in (("dt", dt), ("log_decay", log_decay)):
         if tensor is not None:
             expect(NAME, name, tensor, batch, steps, channels)
-    for name, tensor in (("B", B), ("C", C)):
-        expect(NAME, name, tensor, batch, steps, groups, states)
-    if channels % groups:
-        expect(NAME, "B", B, batch, steps, f"a divisor of {channels}", states)
+    expect(NAME, "B", B, batch, steps, "G", states)
+    expect_groups(NAME, B.shape[2], channels, "channels")
+    expect(NAME, "C", C, batch, steps, B.shape[2], states)
     if initial is not None:
         expect(NAME, "initial", initial, batch, channels, states)
+    expect_as(NAME, "u", u, dt=dt, A=A, B=B, C=C, log_decay=log_decay, initial=initial)
     expect_segments(NAME, segments, batch, steps)
     keep = None if segments is None else same_segment(segments)
     if reverse:
@@ -254,9 +254,10 @@ def _scan(
     y, before = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(len(spans), *h.shape)
     steps = blocks.split(y)
     buffers = [] if compiled else [u.new_empty(blocks.length, *h.shape) for _ in range(2)]
-    for k, at in enumerate(spans):
-        before[k] = h
-        steps[at], h = blocks.run("forward", at, h, buffers=buffers)
+    with full_precision(u.device.type):
+        for k, at in enumerate(spans):
+            before[k] = h
+            steps[at], h = blocks.run("forward", at, h, buffers=buffers)
     return y, blocks.back(h), before
 
 
@@ -282,13 +283,14 @@ def _scan_backward(
     views = [blocks.split(du), blocks.split(ddt), dB.transpose(0, 1), dC.transpose(0, 1)]
     dh, dA, dy = blocks.state(dfinal), torch.zeros_like(blocks.A), blocks.split(dy)
     buffers = [] if compiled else [u.new_empty(blocks.length, *dh.shape) for _ in range(3)]
-    for k, at in reversed(list(enumerate(blocks.spans()))):
-        *found, de_at, dA_at, dh = blocks.run("backward", at, before[k], dy[at], dh, buffers=buffers)
-        for whole, part in zip(views, found, strict=True):
-            whole[at] = part
-        if de is not None:
-            blocks.split(de)[at] = de_at
-        dA += dA_at
+    with full_precision(u.device.type):
+        for k, at in reversed(list(enumerate(blocks.spans()))):
+            *found, de_at, dA_at, dh = blocks.run("backward", at, before[k], dy[at], dh, buffers=buffers)
+            for whole, part in zip(views, found, strict=True):
+                whole[at] = part
+            if de is not None:
+                blocks.split(de)[at] = de_at
+            dA += dA_at
     ddt /= LOG2_E  # A carries log2(e) already; the derivative of exp2 brings ln(2), which cancels for A alone
     return [du, ddt, blocks.back(dA), dB, dC, u.new_empty(0) if de is None else de, blocks.back(dh)]
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backends import call_of, choose, only_by_force, register
-from .checks import expect, expect_floating, expect_segments, same_segment
+from .backends import call_of, choose, full_precision, only_by_force, register
+from .checks import expect, expect_as, expect_floating, expect_groups, expect_segments, same_segment
 
 NAME = "ssd"
 #: steps of a chunk by device type: on a CPU the largest that keeps a chunk's matrices in cache
@@ -39,7 +39,8 @@ def ssd(
 
     g (B, L, H) is the log decay, at most 0 where the state is to stay bounded; B and C are (B, L, G, N) with heads in G
     equal groups; `initial` (B, H, P, N). `segments` (B, L) reset the state where they change; `reverse` scans from the
-    last step to the first. `chunk`: steps of a chunk, chosen by device. All are differentiable.
+    last step to the first. `chunk`: steps of a chunk, chosen by device. All floating tensors have one dtype and are
+    differentiable.
     """
     expect(NAME, "x", x, "B", "L", "H", "P")
     expect_floating(NAME, "x", x)
@@ -47,17 +48,18 @@ def ssd(
     expect(NAME, "g", g, batch, steps, heads)
     expect(NAME, "B", B, batch, steps, "G", "N")
     groups, states = B.shape[2:]
-    if heads % groups:
-        expect(NAME, "B", B, batch, steps, f"a divisor of {heads}", states)
+    expect_groups(NAME, groups, heads, "heads")
     expect(NAME, "C", C, batch, steps, groups, states)
     if initial is not None:
         expect(NAME, "initial", initial, batch, heads, size, states)
+    expect_as(NAME, "x", x, g=g, B=B, C=C, initial=initial)
     expect_segments(NAME, segments, batch, steps)
     if reverse:
         x, g, B, C = (tensor.flip(1) for tensor in (x, g, B, C))
         segments = None if segments is None else -segments.flip(1)
     run = choose(NAME, call_of(x, steps, initial=initial, segments=segments))
-    y, final = run(x, g, B, C, initial, segments, chunk)
+    with full_precision(x.device.type):
+        y, final = run(x, g, B, C, initial, segments, chunk)
     return (y.flip(1) if reverse else y), final
 
 
@@ -111,7 +113,8 @@ def _chunked(x, g, B, C, initial, segments, chunk):
         kept = (before == s[..., -1])[:, :, None, None]
     decay = between(g).masked_fill(~mask, -torch.inf).exp()
     y = ((C @ B.transpose(-1, -2))[:, :, :, None] * decay) @ x
-    to_end = (g.flip(-1).cumsum(-1).flip(-1) - g).exp()
+    later = torch.nn.functional.pad(g[..., 1:], (0, 1))  # of the steps after t; a sum less g_t would lose them
+    to_end = later.flip(-1).cumsum(-1).flip(-1).exp()
     to_end = to_end if written is None else to_end * written
     update = (x * to_end[..., None]).transpose(-1, -2) @ B[:, :, :, None]  # (B, K, G, E, P, N)
     through = total[..., -1].exp()
