@@ -16,6 +16,10 @@ CASES = {
     "ssd-bare": {"name": "ssd", "d_state": 3, "head_dim": 8, "norm": False, "conv_bias": False, "d_conv": 2},
     "s4d": {"name": "s4d", "d_state": 4},
     "s4d-bidirectional": {"name": "s4d", "d_state": 4, "bidirectional": True},
+    "mlstm": {"name": "mlstm", "heads": 2},
+    "mlstm-rope-bias": {"name": "mlstm", "heads": 4, "rope": 100.0, "bias": True, "qkv_block": 16, "chunk": 5},
+    "mlstm-both-ways": {"name": "mlstm", "heads": 2, "bidirectional": True},
+    "slstm": {"name": "slstm", "heads": 2},
     "attention": {"name": "attention", "heads": 2},
     "attention-grouped-rope": {"name": "attention", "heads": 4, "kv_heads": 2, "rope": 100.0, "bias": False},
     "attention-window": {"name": "attention", "heads": 2, "window": 3, "rope": 50.0},
@@ -76,7 +80,7 @@ def test_torch_backend_equals_reference(case, steps):
 
 @pytest.mark.parametrize("merge", ["sum", "mean", "concat", "alternate"])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("case", ["s6", "ssd", "attention"])
+@pytest.mark.parametrize("case", ["s6", "ssd", "mlstm", "attention"])
 def test_wrapped_mixers_keep_the_laws(case, tied, merge):
     def wrapped():
         return Bidirectional(make(case), tied=tied, merge=merge, layer=0).double()
@@ -92,6 +96,8 @@ def test_wrapped_mixers_keep_the_laws(case, tied, merge):
 
 # float32 and bfloat16 against float64: relative error of the whole output, ||y - y64|| / ||y64||
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
+#: mLSTM divides by a normaliser that may come near zero, where float32 keeps fewer digits
+DIVIDES = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
@@ -104,7 +110,7 @@ def test_low_precision_stays_within_its_bound(case, steps, dtype):
         wanted, y = exact(x).y, mixer(x.to(dtype)).y
     assert y.dtype == dtype and y.isfinite().all()
     error = float((y.double() - wanted).norm() / wanted.norm())
-    assert error < BOUNDS[dtype], error
+    assert error < (DIVIDES if case.startswith("mlstm") else BOUNDS)[dtype], error
 
 
 def extreme(case, dtype):
@@ -119,7 +125,7 @@ def extreme(case, dtype):
     return mixer
 
 
-@pytest.mark.parametrize("case", ["s6", "ssd", "ssd-bare"])
+@pytest.mark.parametrize("case", ["s6", "ssd", "ssd-bare", "mlstm"])
 def test_extreme_gates_are_finite_and_right(case):
     exact = extreme(case, torch.float64)
     laws.agree(lambda: extreme(case, torch.float64), "torch", steps=67, atol=1e-8, rtol=1e-8)

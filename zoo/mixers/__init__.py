@@ -11,6 +11,8 @@ MIXERS = {
     "s6": ("s6", "S6"),
     "ssd": ("ssd", "SSD"),
     "s4d": ("s4d", "S4D"),
+    "mlstm": ("mlstm", "MLSTM"),
+    "slstm": ("slstm", "SLSTM"),
     "attention": ("attention", "Attention"),
     "short_conv": ("short_conv", "ShortConv"),
     "identity": ("identity", "Identity"),

@@ -298,6 +298,7 @@ def agree(make: Make, backend: str, steps: int = 23, **tolerance) -> None:
             loss = (out.y * out.y.detach().cos()).sum() + sum((v * v.detach().cos()).sum() for v in state.values())
             gradient = torch.autograd.grad(loss, [x, *m.parameters()], allow_unused=True)
         names = ["x", *(n for n, _ in m.named_parameters())]
-        found.append(({"y": out.y, **state}, {n: g for n, g in zip(names, gradient, strict=True) if g is not None}))
+        given = zip(names, [x, *m.parameters()], gradient, strict=True)
+        found.append(({"y": out.y, **state}, {n: torch.zeros_like(p) if g is None else g for n, p, g in given}))
     equal(found[1][0], found[0][0], backend, **tolerance)
     equal(found[1][1], found[0][1], f"{backend}, gradients", **tolerance)

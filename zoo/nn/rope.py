@@ -9,13 +9,14 @@ from torch import Tensor
 def rotate(x: Tensor, positions: Tensor, base: float = 10_000.0) -> Tensor:
     """Rotate pairs (2i, 2i + 1) of x (B, L, H, d) by position * base^(-2i / d).
 
-    `positions` (B, L), or (B, L, A) for A axes, each of which turns d / A of the channels. Angles are float32 or wider.
+    `positions` (B, L), or (B, L, A) for A axes, each of which turns d / A of the channels.
     """
     positions = positions[..., None] if positions.ndim == 2 else positions
     axes, wide = positions.shape[-1], torch.promote_types(x.dtype, torch.float32)
-    size = x.shape[-1] // axes
-    frequency = base ** (-torch.arange(0, size, 2, dtype=wide, device=x.device) / size)
-    angle = (positions.to(wide)[..., None] * frequency).flatten(-2)[:, :, None]  # (B, L, 1, d / 2)
-    cos, sin = angle.cos(), angle.sin()
+    # at step 4,000 an angle in float32 is wrong by 1e-4; mps has no wider type
+    exact, size = torch.float32 if x.device.type == "mps" else torch.float64, x.shape[-1] // axes
+    frequency = base ** (-torch.arange(0, size, 2, dtype=exact, device=x.device) / size)
+    angle = (positions.to(exact)[..., None] * frequency).flatten(-2)[:, :, None]  # (B, L, 1, d / 2)
+    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
     even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2).to(x.dtype)
