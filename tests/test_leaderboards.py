@@ -27,6 +27,9 @@ def test_committed_record(found):
     assert found.path.stem == record.id
     assert found.path.parts[-3:-1] == (record.benchmark.name, record.model.name)
     assert not record.benchmark.sample and record.code.commit and record.code.dirty is not True
+    if record.predictions.bytes > LARGEST_PREDICTIONS:  # known by their hash alone
+        assert found.predictions is None and len(record.predictions.sha256) == 64
+        return
     assert found.predictions is not None and found.predictions.stat().st_size <= LARGEST_PREDICTIONS
     board.verify(found)
     rows = load_rows(found.predictions)
@@ -35,7 +38,7 @@ def test_committed_record(found):
 
 
 def test_committed_predictions_are_small_in_all():
-    assert sum(one.predictions.stat().st_size for one in COMMITTED) < 50e6
+    assert sum(one.predictions.stat().st_size for one in COMMITTED if one.predictions) < 50e6
 
 
 def test_five_seeds_and_both_splits():

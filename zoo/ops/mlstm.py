@@ -244,7 +244,7 @@ def _between(log_f: Tensor, later: Tensor) -> Tensor:
 
 
 def _gates(i: Tensor, log_f: Tensor, m: Tensor, masks: _Masks) -> _Gates:
-    log_weight, carried = _between(log_f, masks.later) + i[..., None, :] + masks.hidden, masks.carried
+    log_weight, carried = _between(log_f, masks.later).add_(i[..., None, :]).add_(masks.hidden), masks.carried
     log_carry = log_f.cumsum(-1) if carried is None else (log_f[..., None, :] * (masks.hidden == 0)).sum(-1)
     largest, before = log_weight.amax(-1), []
     passed = [1] * len(i) if carried is None else carried[..., -1].unbind(0)

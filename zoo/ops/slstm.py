@@ -104,7 +104,13 @@ def _reference(x, R, c, n, m, h, keep, valid):
 
 def _by_step(tensor: Tensor) -> Tensor:
     """(B, L, ..., H, D) to (L, H, B, ..., D), a copy."""
-    return tensor.movedim(-2, 0).movedim(2, 0).clone(memory_format=torch.contiguous_format)
+    order = (1, 3, 0, 2, 4) if tensor.ndim == 5 else (1, 2, 0, 3)
+    return tensor.permute(order).clone(memory_format=torch.contiguous_format)
+
+
+def _by_sequence(tensor: Tensor) -> Tensor:
+    """(H, B, D) to (B, H, D), a copy."""
+    return tensor.transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
 
 def _special(keep: Tensor | None, valid: Tensor | None, steps: int) -> list[bool]:
@@ -217,8 +223,8 @@ def _backward(R, h, keep, valid, gates, weights, memories, y, dy, dc, dn, dm, dh
     dc, dn = dmemory.unbind(-2)
     dm = dm + dc * memories[0, :, :, 0] + dn * memories[0, :, :, 1]
     dR = before.transpose(0, 1).flatten(1, 2).transpose(1, 2) @ draw.flatten(3).transpose(0, 1).flatten(1, 2)
-    dx = draw.movedim(0, 2).movedim(0, -2).contiguous()
-    return dx, dR.unflatten(2, (4, -1)), *(tensor.transpose(0, 1).contiguous() for tensor in (dc, dn, dm, dh))
+    dx = draw.permute(2, 0, 3, 1, 4).contiguous()
+    return dx, dR.unflatten(2, (4, -1)), *(_by_sequence(tensor) for tensor in (dc, dn, dm, dh))
 
 
 @torch.library.custom_op("statezoo::slstm", mutates_args=())
@@ -229,9 +235,9 @@ def _scan(
     """Outputs, the last state, and, to `store`, gates, weights and memories of all steps."""
     with full_precision(x.device.type):
         gates, weights, memories, hs, m = _forward(x, R, c, n, m, h, keep, valid, store)
-    ends = [tensor.transpose(0, 1).clone() for tensor in (memories[-1, :, :, 0], memories[-1, :, :, 1], m, hs[-1])]
+    ends = [_by_sequence(tensor) for tensor in (*memories[-1].unbind(-2), m, hs[-1])]
     kept = (gates, weights, memories) if store else [x.new_empty(0) for _ in range(3)]
-    return hs[1:].movedim(0, 2).transpose(0, 1).transpose(1, 2).contiguous(), *ends, *kept
+    return hs[1:].permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format), *ends, *kept
 
 
 @_scan.register_fake
