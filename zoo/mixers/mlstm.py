@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..errors import BadArgument
 from ..nn.heads import HeadwiseLinear, HeadwiseNorm
 from ..nn.rope import rotate
-from ..ops.causal_conv1d import causal_conv1d
+from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ..ops.checks import same_segment
 from ..ops.mlstm import mlstm, mlstm_matrix, mlstm_step
 from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, last_valid
@@ -183,9 +183,8 @@ class MLSTM(Mixer):
         self.check_step(x_t, ctx, state)
         u, z = self.proj_up(self.observe["in"](x_t)[:, None]).chunk(2, dim=-1)
         u = self.observe["inner"](u)
-        window = torch.cat([state["conv"].to(u.dtype), u], 1)
-        c = (window * self.conv1d.weight.squeeze(1).t()).sum(1, keepdim=True) + self.conv1d.bias
-        parts = self._gates(u, z, c, window[:, 1:], *self._places(x_t[:, None], NOTHING, state))
+        c, conv = causal_conv1d_step(u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state["conv"])
+        parts = self._gates(u, z, c, conv, *self._places(x_t[:, None], NOTHING, state))
         h, after = mlstm_step(*(tensor[:, 0] for tensor in parts[:5]), state)
         return Out(self.finish(h[:, None], parts)[:, 0], self._state(parts, after))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.causal_conv1d import causal_conv1d
+from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ..ops.selective_scan import selective_scan
 from ..ops.ssd import between
 from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, condense, reach, take
@@ -171,10 +171,9 @@ class S6(Mixer):
             return super().step(x_t, ctx, state)
         self.check_step(x_t, ctx, state)
         inner, z = self.in_proj(self.observe["in"](x_t)[:, None]).chunk(2, dim=-1)
-        window = torch.cat([state["conv"].to(inner.dtype), self.observe["inner"](inner)], 1)
-        x = (window * self.conv1d.weight.squeeze(1).t()).sum(1, keepdim=True)
-        x = x if self.conv1d.bias is None else x + self.conv1d.bias
-        p = self._gates(F.silu(x), z, window[:, 1:], ctx or NOTHING)
+        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        x, conv = causal_conv1d_step(self.observe["inner"](inner), weight, bias, state["conv"])
+        p = self._gates(F.silu(x), z, conv, ctx or NOTHING)
         decay = (p.dt[:, 0, :, None] * -self.A_log.to(p.dt.dtype).exp()).exp()
         h = decay * state["ssm"] + p.u[:, 0, :, None] * p.B
         y = self.finish((h @ p.C.transpose(1, 2)).transpose(1, 2)[..., None], p)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..errors import BadArgument, unknown
 from ..nn.norm import GatedRMSNorm
-from ..ops.causal_conv1d import causal_conv1d
+from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ..ops.ssd import between, ssd
 from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, reach
 from .s6 import initial_dt_bias, prune
@@ -200,10 +200,8 @@ class SSD(Mixer):
             return super().step(x_t, ctx, state)
         self.check_step(x_t, ctx, state)
         front, z, inner, dt = self._split(x_t[:, None])
-        window = torch.cat([state["conv"].to(inner.dtype), inner], 1)
-        x = (window * self.conv1d.weight.squeeze(1).t()).sum(1, keepdim=True)
-        x = ACTIVATIONS[self.activation](x if self.conv1d.bias is None else x + self.conv1d.bias)
-        p = self._gates(front, z, x, dt, window[:, 1:], ctx or NOTHING)
+        inner, conv = causal_conv1d_step(inner, self.conv1d.weight.squeeze(1), self.conv1d.bias, state["conv"])
+        p = self._gates(front, z, ACTIVATIONS[self.activation](inner), dt, conv, ctx or NOTHING)
         B, C = (t[:, 0].repeat_interleave(self.heads // self.groups, 1) for t in (p.B, p.C))
         h = self.decay(p, NOTHING)[:, 0, :, None, None].exp() * state["ssm"] + p.u[:, 0, ..., None] * B[:, :, None]
         y = self.finish((h @ C[..., None]).squeeze(-1)[:, None], p)

@@ -47,6 +47,13 @@ def causal_conv1d(
     return run(padded, weight, bias, segments), _state(padded, segments, lengths, width - 1)
 
 
+def causal_conv1d_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One step x (B, 1, D) behind `state` (B, W - 1, D): y (B, 1, D) and the next state; unchecked, for `step`."""
+    window = torch.cat([state.to(x.dtype), x], 1)
+    y = (window * weight.t()).sum(1, keepdim=True)
+    return y if bias is None else y + bias, window[:, 1:]
+
+
 def _state(padded: Tensor, segments: Tensor | None, lengths: Tensor | None, keep: int) -> Tensor:
     """The inputs of the `keep` steps before the end, zero where they belong to another segment than the last step."""
     steps = padded.shape[1] - keep

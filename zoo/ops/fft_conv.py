@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import BadArgument
-from .backends import call_of, choose, register
+from .backends import call_of, choose, only_by_force, register
 from .checks import expect
-from .selective_scan import only_by_force
 
 NAME = "fft_conv"
 

@@ -17,15 +17,13 @@ are discretized, so that this costs nothing.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from ..errors import BadArgument
-from .backends import call_of, choose, register
+from .backends import call_of, choose, full_precision, only_by_force, register
 from .checks import expect, expect_segments, same_segment
-from .selective_scan import only_by_force
 
 NAME, FINAL = "s4d_kernel", "s4d_final_state"
 DISCRETIZATIONS = ("zoh", "bilinear")
@@ -84,14 +82,14 @@ def response(c: Tensor, log_abar: Tensor, length: int) -> Tensor:
     """2 Re sum_n c_n Abar_n^l for l < `length`: (..., H, L) real from c (..., H, N2) complex and log Abar (H, N2)."""
     if length < 1:
         raise BadArgument(f"{NAME}: length: expected at least 1, got {length}")
-    with _full_precision(c.device.type):
+    with full_precision(c.device.type):
         return choose(NAME, call_of(c, length))(c, log_abar, length)
 
 
 def final_state(u: Tensor, log_abar: Tensor, Bbar: Tensor) -> Tensor:
     """The state (B, H, N2) behind `u` (B, L, H), from a zero state: sum_l Abar^{L-1-l} Bbar u_l."""
     expect(FINAL, "u", u, "B", "L", log_abar.shape[0])
-    with _full_precision(u.device.type):
+    with full_precision(u.device.type):
         states = choose(FINAL, call_of(u, u.shape[1]))(u, log_abar)
     return states * Bbar.to(states.dtype)
 
@@ -127,11 +125,6 @@ def s4d_scan(
 
 
 # backends -------------------------------------------------------------------------------------------------------------
-
-
-def _full_precision(device: str):
-    """Autocast would take the products of tables in bfloat16."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _powers(log_abar: Tensor, count: int, dtype: torch.dtype, stride: int = 1) -> tuple[Tensor, Tensor]:
