@@ -184,6 +184,7 @@ def _step(device: str) -> Iterator[tuple[str, Candidates]]:
             cache = theirs(token[None], use_cache=True).cache
         candidates["transformers"] = _without_gradient(lambda: theirs(token[None], cache=cache, use_cache=True))
     candidates["step"] = _without_gradient(lambda: ours.step(token, states))
+    candidates["step, layers compiled"] = _without_gradient(lambda: ours.step(token, states, compiled=True))
     yield "one token, Mamba 130M, bfloat16 weights", candidates
 
 

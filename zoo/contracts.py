@@ -231,7 +231,7 @@ def sample_for(cls: type) -> Dataset:
 
 
 def distinct_models() -> list[str]:
-    """Registered names without those whose tiny preset is another name's: sizes of one family differ in nothing else."""
+    """Registered names without those whose tiny preset is another name's: sizes of a family differ in nothing else."""
     found: dict[str, str] = {}
     for key, entry in entries("model").items():
         cls = entry.load()

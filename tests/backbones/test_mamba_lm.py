@@ -175,6 +175,21 @@ def test_generation_needs_constant_memory(kind):
     assert [tensor.shape for state in states for tensor in state.values()] == sizes
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["s6", "ssd", "list"])
+def test_compiled_steps_say_the_same(kind):
+    model, prompt = lm(**HYBRIDS[kind]), torch.zeros(1, 3, dtype=torch.int64)
+    assert torch.equal(model.generate(prompt, 12, compiled=True), model.generate(prompt, 12))
+
+
+def test_one_row_of_bfloat16_leaves_onednn_as_it_was():
+    model, seen = lm().to(torch.bfloat16), []
+    model.norm_f.register_forward_hook(lambda *_: seen.append(torch.backends.mkldnn.enabled))
+    for rows in (1, 2):
+        model.step(torch.zeros(rows, dtype=torch.int64), model.init_states(rows))
+    assert seen == [False, True] and torch.backends.mkldnn.enabled
+
+
 def test_packed_sequences_are_what_each_is_alone():
     model = lm()
     tokens = torch.randint(0, 23, (1, 9), generator=torch.Generator().manual_seed(3))

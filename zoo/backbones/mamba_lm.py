@@ -10,6 +10,7 @@ multiple as published; logits of the padding are cut off.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..files import read_json
 from ..mixers import create_mixer
 from ..mixers.base import SeqContext, State, last_valid
 from ..nn.norm import RMSNorm
+from ..ops.backends import fast_row
 from .base import Model
 
 STATE = frozenset({"state"})
@@ -122,13 +124,18 @@ class MambaLM(Model):
         weight = self.embedding.weight
         return [block.mixer.init_state(batch, dtype=weight.dtype, device=weight.device) for block in self.layers]
 
-    def step(self, token: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
-        """One token (B,) to logits (B, vocab_size) and the next states, by the mixers' recurrences."""
+    def step(self, token: Tensor, states: list[State], compiled: bool = False) -> tuple[Tensor, list[State]]:
+        """One token (B,) to logits (B, vocab_size) and the next states, by the mixers' recurrences.
+
+        `compiled`: the layers' step goes through torch.compile, once for all layers alike; for fixed-size states.
+        """
+        step = _compiled_step() if compiled else _Block.step
         x, after = self.embedding(token), []
-        for block, state in zip(self.layers, states, strict=True):
-            x, state = block.step(x, state)
-            after.append(state)
-        return self.forward_head(self.norm_f(x)), after
+        with fast_row(x):
+            for block, state in zip(self.layers, states, strict=True):
+                x, state = step(block, x, state)
+                after.append(state)
+            return self.forward_head(self.norm_f(x)), after
 
     @torch.inference_mode()
     def generate(
@@ -141,11 +148,13 @@ class MambaLM(Model):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        compiled: bool = False,
     ) -> Tensor:
         """Continue prompts (B, L), of `lengths` (B,) if they differ, by `steps` tokens: (B, steps).
 
         Temperature 0 takes the most probable token; otherwise one is drawn, from the `top_k` most probable or from the
         fewest whose probability reaches `top_p`. Memory is that of the states, constant in `steps` for recurrent ones.
+        `compiled` as in `step`.
         """
         draw = torch.Generator(prompt.device).manual_seed(seed)
         ctx = None if lengths is None else SeqContext(lengths=lengths)
@@ -154,7 +163,7 @@ class MambaLM(Model):
         for n in range(steps):
             made.append(choose(logits, temperature, top_k, top_p, draw))
             if n + 1 < steps:
-                logits, states = self.step(made[-1], states)
+                logits, states = self.step(made[-1], states, compiled)
         return torch.stack(made, 1)
 
     @classmethod
@@ -204,6 +213,11 @@ class _Block(nn.Module):
 
     def _add_mlp(self, x: Tensor) -> Tensor:
         return x if self.mlp is None else x + self.dropout(self.mlp(self.norm2(x)))
+
+
+@functools.cache
+def _compiled_step():
+    return torch.compile(_Block.step, dynamic=False)
 
 
 class GatedMLP(nn.Module):

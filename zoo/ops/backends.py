@@ -110,6 +110,20 @@ def full_precision(device: str) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
+@contextmanager
+def fast_row(x: Tensor) -> Iterator[None]:
+    """Within it torch's own kernel multiplies one row of bfloat16 on a CPU: it reads weights faster than oneDNN's."""
+    on = torch.backends.mkldnn.enabled
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or x.numel() > x.shape[-1] or not on:
+        yield
+        return
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
 def explain(op: str, call: Call | None = None) -> dict[str, str]:
     """Every backend name with the reason why it does not serve `call`, or "chosen" or "could serve"."""
     call = call or Call()
