@@ -24,7 +24,9 @@ def run_action(
             verify(one)
         rows = sum(one.predictions is not None for one in found)
         if not rows:
-            raise ZooError(f"none of {len(found)} records has its rows beside it; verify in a checkout of the repository")
+            raise ZooError(
+                f"none of {len(found)} records has its rows beside it; verify in a checkout of the repository"
+            )
         lines.append(f"{rows} of {len(found)} records have their rows: every metric of these recomputed and equal")
     made = [board for board in boards(found) if not benchmark or benchmark in board.name]
     if benchmark and not made:

@@ -44,6 +44,7 @@ class NextItem(Task):
         """
         super().__init__(model, spec)
         self.topk, self.mask_history, self.loss_chunk = tuple(topk), mask_history, loss_chunk
+        self.per_prefix = False  # each window trains its last position alone; the data set says so
 
     def metric_options(self) -> dict:
         """The cut-offs."""
@@ -55,6 +56,7 @@ class NextItem(Task):
 
     def accept(self, dataset: Dataset) -> None:
         """Training all positions at once is sound only where position t sees steps up to t."""
+        self.per_prefix = getattr(dataset, "windows", "") == "per-prefix"
         fills_gaps = hasattr(self.model, "fill_gaps")  # trains both ways by hidden items
         if not (self.model.causal or fills_gaps) and getattr(dataset, "windows", "") == "all-positions":
             raise ZooError(
@@ -66,12 +68,15 @@ class NextItem(Task):
         """Mean cross entropy over all positions with a target."""
         if hasattr(self.model, "fill_gaps"):
             features, targets = self.model.fill_gaps(batch["items"], batch["targets"], batch["length"])
+        elif self.per_prefix:
+            features, targets = self.last_features(batch), batch["targets"].amax(1)
         else:
             features, targets = self.model.forward_features(*self.inputs(batch)), batch["targets"]
-        features, targets = features.flatten(0, 1), targets.flatten()
-        # index_select: its backward is deterministic, that of boolean indexing is not
-        trained = targets.nonzero().squeeze(1)
-        features, targets = features.index_select(0, trained), targets.index_select(0, trained)
+        if features.ndim == 3:
+            features, targets = features.flatten(0, 1), targets.flatten()
+            # index_select: its backward is deterministic, that of boolean indexing is not
+            trained = targets.nonzero().squeeze(1)
+            features, targets = features.index_select(0, trained), targets.index_select(0, trained)
         first = 0 if self.model.pad_competes else 1  # column 0 is padding
         if self.loss_chunk is None:
             return F.cross_entropy(self.model.forward_head(features)[:, first:], targets - first)
@@ -83,9 +88,15 @@ class NextItem(Task):
         """Scores (B, num_items + 1) behind each user's last event."""
         if isinstance(self.model, Fitted):
             return super().outputs(batch)
+        return self.model.forward_head(self.last_features(batch))
+
+    def last_features(self, batch: dict[str, Tensor]) -> Tensor:
+        """Features (B, dim) behind each user's last event; some models make them without those of all others."""
+        if hasattr(self.model, "last_features"):
+            return self.model.last_features(*self.inputs(batch))
         features = self.model.forward_features(*self.inputs(batch))
         last = (batch["length"] - 1)[:, None, None].expand(-1, 1, features.shape[2])
-        return self.model.forward_head(features.gather(1, last).squeeze(1))
+        return features.gather(1, last).squeeze(1)
 
     def candidates(self, scores: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Scores with -inf where an item is no candidate: padding, and the history where it is masked."""

@@ -13,8 +13,6 @@ from ...zoo.data.log_reader import RawLog, read_log
 from ...zoo.data.log_sample import Events
 from ...zoo.data.logs import LogDataset
 
-HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-
 
 class RecBole(LogDataset):
     """RecBole atomic `.inter` files, timestamps read exactly."""
@@ -49,5 +47,6 @@ class RecBole(LogDataset):
         return read_log(file, self.columns, separator="\t")
 
     def write_file(self, file: Path, events: Events) -> None:
-        """The usual four fields."""
-        np.savetxt(file, np.stack(events, 1), fmt="%d", delimiter="\t", header=HEADER, comments="")
+        """The three columns and a rating."""
+        header = "\t".join([self.columns["user"], self.columns["item"], "rating:float", self.columns["time"]])
+        np.savetxt(file, np.stack(events, 1), fmt="%d", delimiter="\t", header=header, comments="")

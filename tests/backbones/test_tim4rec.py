@@ -11,6 +11,7 @@ from statezoo.zoo.backbones.base import parameter_count
 from statezoo.zoo.backbones.tim4rec import TiM4Rec
 from statezoo.zoo.backbones.tisasrec import TiSASRec
 from statezoo.zoo.errors import ZooError
+from statezoo.zoo.recipe import load
 
 ORACLES = os.environ.get("STATEZOO_ORACLES")
 DAY = 86_400
@@ -44,6 +45,36 @@ def test_equals_the_authors_outputs(case):
 )
 def test_published_sizes(name, rows, config, count):
     assert parameter_count(create_model(name, num_items=rows - 1, **config)) == count
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "count"),
+    [
+        ("tim4rec.reference/ml-1m", 3_417, 508_818),
+        ("tim4rec_256/ml-1m", 3_417, 2_792_736),
+        ("tim4rec.reference/amazon-beauty", 12_102, 917_856),
+        ("tim4rec.reference/kuairand", 7_112, 582_816),
+        ("tim4rec.reference/steam", 13_048, 973_402),
+    ],
+)
+def test_recipes_with_the_released_settings(recipe, rows, count):
+    found = load(recipe)
+    config = {key: value for key, value in found.model.items() if key != "name"}
+    model = create_model(found.model["name"], num_items=rows - 1, max_len=found.data["max_len"], **config)
+    assert parameter_count(model) == count and model.pad_competes
+    assert found.data["windows"] == "per-prefix" and found.train["optimizer"] == "adam"
+
+
+@pytest.mark.parametrize("track", ["causal", "reference", "none"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_last_step_alone(track, layers):
+    model = tim4rec(time_track=track, layers=layers)
+    items = torch.randint(1, 31, (4, 12), generator=torch.Generator().manual_seed(0))
+    length = torch.tensor([12, 1, 5, 7])
+    items[torch.arange(12) >= length[:, None]] = 0
+    times = torch.where(items > 0, 10**9 + torch.arange(12) ** 3 * 977, 0)
+    whole = model.forward_features(items, times, length)[torch.arange(4), length - 1]
+    assert torch.allclose(model.last_features(items, times, length), whole, atol=1e-11)
 
 
 def tim4rec(**config):

@@ -237,6 +237,21 @@ def test_numbers_count_by_value_and_names_come_after_them():
     assert leave_two_out(log, 2).items == ["007", "7", "9", "10", "a", "b"]
 
 
+def test_rounded_times_change_the_split_and_its_name(tmp_path):
+    """Two events 20 s apart near 1e9 share a float32, so that the file's order decides; boards are told apart."""
+    rows = [(1, item, 10**9 + 1000 * item) for item in range(6)] + [(1, 7, 10**9 + 9020), (1, 6, 10**9 + 9000)]
+    (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
+    found = {}
+    for timestamps in ("exact", "float32"):
+        adapter = create_dataset("log", root=tmp_path, k_core=1, timestamps=timestamps)
+        batch = adapter.part("test").batch(np.array([0]))
+        found[timestamps] = adapter.prepare().inputs.vocabulary[batch["target"][0] - 1], adapter.split_name
+        assert (batch["times"][0] % 64 == 0).all() == (timestamps == "float32")
+    assert found == {"exact": ("7", "leave-two-out"), "float32": ("6", "leave-two-out-float32")}
+    with pytest.raises(ZooError, match="did you mean 'float32'"):
+        create_dataset("log", timestamps="float33")
+
+
 # the leakage assertion ------------------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..mixers.base import SeqContext, State
+from ..mixers.base import SeqContext, State, take
 from ..mixers.ssd import SSD
 from ..ops.causal_conv1d import causal_conv1d
 from ._recommender import Recommender
@@ -103,13 +103,21 @@ class TiM4Rec(Recommender):
 
     def forward_features(self, items: Tensor, times: Tensor, length: Tensor) -> Tensor:
         """Items and times (B, L) int64 padded with 0 at the right, length (B,); returns (B, L, dim)."""
+        return self._run(items, times, length, last=False)
+
+    def last_features(self, items: Tensor, times: Tensor, length: Tensor) -> Tensor:
+        """Features (B, dim) behind the last event: the last layer makes that step alone."""
+        return self._run(items, times, length, last=True)
+
+    def _run(self, items: Tensor, times: Tensor, length: Tensor, last: bool) -> Tensor:
         x = self.norm(self.dropout(self.item(items)))
         tau = None if self.track is None else self.track(times, length)
         for n, layer in enumerate(self.layers):
-            scale = None if tau is None else self.tracks[n](tau)
-            if tau is not None and n + 1 < len(self.layers):
+            scale, top = None if tau is None else self.tracks[n](tau), n + 1 == len(self.layers)
+            if tau is not None and not top:
                 tau = self.tracks[n].following(tau, scale)
-            x = layer(x, SeqContext(lengths=length, dt_scale=scale), residual=not self.single)
+            ctx = SeqContext(lengths=length, dt_scale=scale)
+            x = (layer.last if last and top else layer)(x, ctx, residual=not self.single)
         return x
 
     # serving: one event at a time
@@ -165,6 +173,10 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, ctx: SeqContext, residual: bool) -> Tensor:
         return self.finish(x, self.ssd(x, ctx).y, residual)
+
+    def last(self, x: Tensor, ctx: SeqContext, residual: bool) -> Tensor:
+        """The output (B, dim) at the last step alone."""
+        return self.finish(take(x, ctx.lengths[:, None] - 1)[:, 0], self.ssd.last(x, ctx), residual)
 
     def finish(self, x: Tensor, y: Tensor, residual: bool) -> Tensor:
         y = self.dropout(y)

@@ -29,6 +29,9 @@ class Part:
     overrides `batch`.
     """
 
+    #: whether `batch` draws anything: where it does not, no seeds are made for it
+    augments = True
+
     def __init__(self, arrays: Mapping[str, np.ndarray], ids: Sequence[str], groups: Sequence | None = None):
         self.arrays = dict(arrays)
         self.ids = np.asarray(ids)
@@ -41,7 +44,7 @@ class Part:
         return len(self.ids)
 
     def batch(self, index: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The samples `index` stacked by name; `seeds` (one per sample, None in evaluation) feed augmentation."""
+        """The samples `index` stacked by name; `seeds` (one per sample; None in evaluation and without `augments`)."""
         return {name: np.asarray(array[index]) for name, array in self.arrays.items()}
 
     def labels(self) -> np.ndarray | None:
@@ -90,6 +93,11 @@ class Dataset:
     def key(self) -> str:
         """Name and subset, as recipes write them."""
         return f"{self.name}:{self.subset}" if self.subset else self.name
+
+    @property
+    def split_name(self) -> str | None:
+        """What records and boards call the split."""
+        return getattr(self, "split", None)
 
     # what an adapter implements -----------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class _Served(torch.utils.data.Dataset):
 
     def __getitems__(self, asked: Batch) -> dict:
         seeds = None
-        if asked.epoch is not None:
+        if asked.epoch is not None and self.part.augments:
             seeds = np.array([derive(self.seed, "item", asked.epoch, int(i)) for i in asked.index])
         arrays = self.part.batch(asked.index, seeds)
         batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}

@@ -25,6 +25,7 @@ from .spec import Inputs, Outputs, Spec, Tensor
 CODE_VERSION = 2  # raise when reading, filtering or splitting changes: cached arrays are then made anew
 SPLITS = ("leave-two-out", "global-time")
 WINDOWS = ("all-positions", "per-prefix")
+TIMESTAMPS = ("exact", "float32")
 
 
 def hash_user(name: str) -> str:
@@ -34,6 +35,8 @@ def hash_user(name: str) -> str:
 
 class TrainWindows(Part):
     """Windows over the training events of all users; the last window of a user ends at its last training event."""
+
+    augments = False
 
     def __init__(self, log: dict[str, np.ndarray], max_len: int, windows: str):
         self.item, self.time = log["item"], log["time"]
@@ -127,17 +130,28 @@ class LogDataset(Dataset):
         windows: Literal["all-positions", "per-prefix"] = "all-positions",
         duplicates: Literal["refuse", "drop"] = "refuse",
         quantiles: tuple[float, float] = (0.8, 0.9),
+        timestamps: Literal["exact", "float32"] = "exact",
     ):
-        """`max_len` events enter the model; `quantiles` place the cuts of the global-time split."""
+        """`max_len` events enter the model; `quantiles` place the cuts of the global-time split.
+
+        `timestamps="float32"` is a quirk of RecBole: times are rounded before events are sorted (seconds near 1e9 to
+        multiples of 64), which changes orders and targets. Its records stand on boards of their own.
+        """
         super().__init__(root=root, subset=subset)
-        for value, valid, what in ((split, SPLITS, "split"), (windows, WINDOWS, "windows")):
+        chosen = ((split, SPLITS, "split"), (windows, WINDOWS, "windows"), (timestamps, TIMESTAMPS, "timestamps"))
+        for value, valid, what in chosen:
             if value not in valid:
                 raise unknown(what, value, valid, where=self.name)
         if max_len < 1 or k_core < 1:
             raise ZooError(f"{self.name}: max_len {max_len} and k_core {k_core} must be at least 1")
         self.split, self.max_len, self.k_core, self.windows = split, max_len, k_core, windows
-        self.duplicates, self.quantiles = duplicates, tuple(quantiles)
+        self.duplicates, self.quantiles, self.timestamps = duplicates, tuple(quantiles), timestamps
         self._log: SplitLog | None = None
+
+    @property
+    def split_name(self) -> str:
+        """The split, and that times are rounded where they are."""
+        return self.split if self.timestamps == "exact" else f"{self.split}-{self.timestamps}"
 
     def read_file(self, file: Path) -> RawLog:
         """The rows of one file of the source's format, in file order, wherever it lies."""
@@ -154,7 +168,8 @@ class LogDataset(Dataset):
     def build(self) -> tuple[Spec, dict[str, Part]]:
         """Read (or fetch from the cache), filter, split; parts read from memory-mapped arrays."""
         log = self._log = self._load()
-        self.counts = log.counts
+        histories = log.arrays["test_end"] - log.arrays["start"][log.arrays["test_user"]]
+        self.counts = log.counts | {"test_histories_that_fill_max_len": int((histories >= self.max_len).sum())}
         assert_no_leak(self.split, log.arrays, log.counts)
         parts: dict[str, Part] = {"train": TrainWindows(log.arrays, self.max_len, self.windows)}
         for name in ("valid", "test"):
@@ -187,6 +202,7 @@ class LogDataset(Dataset):
             "k_core": self.k_core,
             "duplicates": self.duplicates,
             "quantiles": self.quantiles,
+            "timestamps": self.timestamps,
             "code": CODE_VERSION,
         }
         arrays, facts = cached(self.name, key, self._split)
@@ -206,6 +222,9 @@ class LogDataset(Dataset):
         if len(repeated):
             keep = np.delete(np.arange(len(raw)), repeated)
             raw = RawLog(raw.user[keep], raw.item[keep], raw.time[keep], raw.users, raw.items)
+        if self.timestamps == "float32":
+            rounded = raw.time.astype(np.float32).astype(np.int64)
+            raw = RawLog(raw.user, raw.item, rounded, raw.users, raw.items)
         if self.split == "leave-two-out":
             log = leave_two_out(raw, self.k_core)
         else:

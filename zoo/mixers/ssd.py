@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from ..errors import BadArgument, unknown
 from ..nn.norm import GatedRMSNorm
+from ..ops.backends import full_precision
 from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ..ops.ssd import between, ssd
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, reach
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, reach, take
 from .s6 import initial_dt_bias, prune
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "hardswish": F.hardswish, "identity": lambda x: x}
@@ -193,6 +194,28 @@ class SSD(Mixer):
         y = self.skip(mixed, parts)
         aux = {"memory": y} if "memory" in want else {}
         return Out(self._gate(y, parts), {"conv": parts.conv, "ssm": final} if "state" in want else None, aux)
+
+    def last(self, x: Tensor, ctx: SeqContext | None = None) -> Tensor:
+        """The output (B, D) at the last valid step alone: y = sum_s <C, B_s> exp(sum of g behind s) u_s, no scan."""
+        ctx = ctx or NOTHING
+        self.check(x, ctx, None, frozenset())
+        if wrong := ctx.given() - {"lengths", "dt_scale", "log_decay", "write"}:
+            raise BadArgument(
+                f"SSD.last: expected sequences padded at the right, by ctx.lengths; got {sorted(wrong)[0]}"
+            )
+        parts = self.project(x, ctx)
+        length = x.new_full((len(x),), x.shape[1], dtype=torch.int64) if ctx.lengths is None else ctx.lengths
+        at = length[:, None] - 1
+        parts = parts._replace(**{
+            name: take(tensor, at) for name, tensor in parts._asdict().items()
+            if name in ("x", "z", "rest", "C") and tensor is not None
+        })  # fmt: skip
+        with full_precision(x.device.type):
+            g = self.decay(parts, ctx)
+            later = F.pad(g[:, 1:], (0, 0, 0, 1)).flip(1).cumsum(1).flip(1)  # a sum less g_s would lose what is behind
+            scores = (parts.B * parts.C).sum(-1).repeat_interleave(self.heads // self.groups, 2)
+            mixed = torch.einsum("blh,blhp->bhp", scores * later.exp(), parts.u)
+        return self.finish(mixed[:, None], parts)[:, 0]
 
     def step(self, x_t: Tensor, ctx: SeqContext | None, state: State) -> Out:
         """One step (B, D) by the recurrence itself."""

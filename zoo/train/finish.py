@@ -94,7 +94,7 @@ def _record(s, run: Path, rows, done: dict, eval_seconds: float) -> Record:
             dataset=s.dataset.key,
             version=s.dataset.version,
             task=s.task.rows,
-            split=getattr(s.dataset, "split", None),
+            split=s.dataset.split_name,
             protocol=s.task.protocol(),
             metric_version=metrics.METRIC_VERSION,
             sample=s.dataset.is_sample,
