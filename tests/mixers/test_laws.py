@@ -150,3 +150,37 @@ def test_a_long_sequence_equals_the_reference(case):
             wanted = exact(x).y
     assert y.isfinite().all()
     torch.testing.assert_close(y[:, places].double(), wanted[:, places], rtol=1e-3, atol=1e-3 * float(wanted.std()))
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", list(CASES))
+def test_autocast_stays_within_its_rounding(case, device):
+    mixer = build(case, torch.float32).to(device)
+    x = laws.example(mixer, steps=70).to(device)
+    with torch.no_grad():
+        full = mixer(x, want=laws.STATE & mixer.wants)
+        with torch.autocast(device, torch.bfloat16):
+            half = mixer(x).y
+            if full.state is not None:
+                half = torch.cat([half, mixer.step(x[:, 0], None, full.state).y[:, None]], 1)
+        y = full.y if full.state is None else torch.cat([full.y, mixer.step(x[:, 0], None, full.state).y[:, None]], 1)
+    assert float((half.float() - y).norm() / y.norm()) < 0.03
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", list(CASES))
+def test_a_gpu_gives_what_the_cpu_gives(case):
+    """Outputs, states and all gradients in float64."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        mixer = build(case).to(device)
+        x = laws.example(mixer, steps=70).to(device).requires_grad_()
+        out = mixer(x, want=laws.STATE & mixer.wants)
+        wanted = [x, *mixer.parameters()]
+        grads = torch.autograd.grad((out.y * torch.linspace(-1, 1, 70, device=device)[:, None]).sum(), wanted)
+        every = {"y": out.y, **(out.state or {}), **{f"gradient {n}": g for n, g in enumerate(grads)}}
+        found[device] = {name: tensor.detach().cpu() for name, tensor in every.items()}
+    laws.equal(found["cuda"], found["cpu"], case)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..errors import BadArgument
 from ..nn.heads import HeadwiseLinear, HeadwiseNorm
 from ..nn.rope import rotate
+from ..ops.backends import full_precision
 from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ..ops.checks import same_segment
 from ..ops.mlstm import mlstm, mlstm_matrix, mlstm_step
@@ -130,10 +131,11 @@ class MLSTM(Mixer):
         projected = (("q", self.q_proj, c), ("k", self.k_proj, c), ("v", self.v_proj, u))
         parts = [self.observe[name](linear(source)).to(wide) for name, linear, source in projected]
         together = torch.cat(parts, -1)
-        i, f = (  # in float32: their errors would become factors
-            self.observe[name](F.linear(together, gate.weight.to(wide), gate.bias.to(wide)))
-            for name, gate in (("i", self.igate), ("f", self.fgate))
-        )
+        with full_precision(u.device.type):  # errors of gates would become factors
+            i, f = (
+                self.observe[name](F.linear(together, gate.weight.to(wide), gate.bias.to(wide)))
+                for name, gate in (("i", self.igate), ("f", self.fgate))
+            )
         q, k, v = (tensor.unflatten(-1, (self.heads, -1)) for tensor in parts)
         if self.rope:
             q, k = (rotate(tensor, places, self.rope) for tensor in (q, k))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.backends import full_precision
 from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ..ops.selective_scan import LOG2_E, selective_scan
 from ..ops.ssd import between
@@ -177,7 +178,9 @@ class S6(Mixer):
         rate = self.A_log.to(p.dt.dtype).exp() * -LOG2_E  # exp2 costs a third of exp
         decay = torch.exp2(p.dt[:, 0, :, None] * rate)
         h = torch.addcmul(p.u[:, 0, :, None] * p.B, decay, state["ssm"])
-        y = self.finish((h @ p.C.transpose(1, 2)).transpose(1, 2)[..., None], p)
+        with full_precision(h.device.type):
+            mixed = h @ p.C.transpose(1, 2)
+        y = self.finish(mixed.transpose(1, 2)[..., None], p)
         return Out(y[:, 0], {"conv": p.conv, "ssm": h})
 
     def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:

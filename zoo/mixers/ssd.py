@@ -227,7 +227,9 @@ class SSD(Mixer):
         p = self._gates(front, z, ACTIVATIONS[self.activation](inner), dt, conv, ctx or NOTHING)
         B, C = (t[:, 0].repeat_interleave(self.heads // self.groups, 1) for t in (p.B, p.C))
         h = self.decay(p, NOTHING)[:, 0, :, None, None].exp() * state["ssm"] + p.u[:, 0, ..., None] * B[:, :, None]
-        y = self.finish((h @ C[..., None]).squeeze(-1)[:, None], p)
+        with full_precision(h.device.type):
+            mixed = h @ C[..., None]
+        y = self.finish(mixed.squeeze(-1)[:, None], p)
         return Out(y[:, 0], {"conv": p.conv, "ssm": h})
 
     def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
