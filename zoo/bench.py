@@ -15,6 +15,7 @@ from .backbones.base import parameter_count
 from .errors import ZooError
 from .recipe import load
 from .seeding import derive
+from .train.evaluate import autocast
 from .train.finish import device_name, macs, peak_memory
 from .train.optim import make_optimizer
 from .train.run import quiet_lightning, session
@@ -31,6 +32,7 @@ def bench_recipe(source: str, overrides, *, sample: bool, steps: int) -> tuple[d
         torch.set_num_threads(s.config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() and s.config.accelerator != "cpu" else "cpu")
     s.task.to(device)
+    loss = torch.compile(s.task.loss, dynamic=False) if s.config.compile else s.task.loss
     optimizer = make_optimizer(s.task.model, s.config, steps)["optimizer"]
     data = s.dataset.datamodule(batch_size=s.config.batch_size, workers=s.config.workers, seed=s.seed)
     warmup = 3
@@ -44,14 +46,16 @@ def bench_recipe(source: str, overrides, *, sample: bool, steps: int) -> tuple[d
             began = time.perf_counter()
             batch = _move(next(loader), device) if fetch else cached
             optimizer.zero_grad()
-            s.task.loss(batch).backward()
+            with autocast(device, s.config.precision):
+                value = loss(batch)
+            value.backward()
             optimizer.step()
             _synchronize(device)
             times.append(time.perf_counter() - began)
     evaluated = next(iter(data.eval_dataloader("test")))
     s.task.eval()
     forward = []
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(device, s.config.precision):
         batch = _move(evaluated, device)
         for _ in range(warmup + steps):
             _synchronize(device)

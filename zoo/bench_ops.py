@@ -181,8 +181,9 @@ def _step(device: str) -> Iterator[tuple[str, Candidates]]:
         config = transformers.MambaConfig(vocab_size=50280, hidden_size=768, num_hidden_layers=24)
         theirs = transformers.MambaForCausalLM(config).to(device, torch.bfloat16).eval()
         with torch.no_grad():
-            cache = theirs(token[None], use_cache=True).cache
-        candidates["transformers"] = _without_gradient(lambda: theirs(token[None], cache=cache, use_cache=True))
+            cache = getattr(theirs(token[None], use_cache=True), "cache", None)
+        if cache is not None:  # older versions keep theirs in another form
+            candidates["transformers"] = _without_gradient(lambda: theirs(token[None], cache=cache, use_cache=True))
     candidates["step"] = _without_gradient(lambda: ours.step(token, states))
     candidates["step, layers compiled"] = _without_gradient(lambda: ours.step(token, states, compiled=True))
     yield "one token, Mamba 130M, bfloat16 weights", candidates

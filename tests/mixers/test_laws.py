@@ -138,8 +138,12 @@ def test_extreme_gates_are_finite_and_right(case):
     assert float((y.double() - wanted).norm() / wanted.norm()) < 1e-4
 
 
+# attention, and mLSTM's form of both directions at once, weigh every pair of steps: quadratic as published
+QUADRATIC = [case for case in CASES if case.startswith("attention")] + ["mlstm-both-ways"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("attention")])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in QUADRATIC])
 def test_a_long_sequence_equals_the_reference(case):
     mixer, exact = build(case, torch.float32), build(case)
     x = laws.example(exact, batch=1, steps=65_536)
@@ -183,4 +187,5 @@ def test_a_gpu_gives_what_the_cpu_gives(case):
         grads = torch.autograd.grad((out.y * torch.linspace(-1, 1, 70, device=device)[:, None]).sum(), wanted)
         every = {"y": out.y, **(out.state or {}), **{f"gradient {n}": g for n, g in enumerate(grads)}}
         found[device] = {name: tensor.detach().cpu() for name, tensor in every.items()}
-    laws.equal(found["cuda"], found["cpu"], case)
+    # torch's CUDA kernel of hardswish holds 1 / 6 in float32, whatever the dtype is
+    laws.equal(found["cuda"], found["cpu"], case, atol=1e-7 if "hardswish" in CASES[case].values() else 1e-10)

@@ -97,6 +97,16 @@ def test_precision_trains(tmp_path, precision):
     assert all(tensor.dtype == torch.float32 for tensor in load_file(run / "model.safetensors").values())
 
 
+@pytest.mark.slow
+def test_a_compiled_loss_trains_the_same(tmp_path):
+    short = ["train.max_steps=4", "train.log_every=1", "train.logger=null", "model.dropout=0", "model.time_dropout=0"]
+    losses = {}
+    for compiled in ("false", "true"):
+        run = train("tim4rec/log", [*short, f"train.compile={compiled}"], sample=True, folder=tmp_path / compiled)
+        losses[compiled] = read_log(run / "metrics.csv")["train", "loss"][1]
+    assert len(losses["true"]) == 4 and np.allclose(losses["true"], losses["false"], rtol=1e-4)
+
+
 def test_clipping_and_accumulation_change_the_path(plain, tmp_path):
     weights = {name: load_file(digits(tmp_path / name, f"train.{name}={value}") / "model.safetensors")["embed.weight"]
                for name, value in (("clip", 1e-4), ("accumulate", 2))}  # fmt: skip

@@ -18,6 +18,7 @@ OPERATIONAL = (
     "save_every",
     "eval_batch_size",
     "init_from",
+    "compile",
 )
 
 
@@ -48,6 +49,7 @@ class TrainConfig:
     devices: int = 1
     num_nodes: int = 1
     strategy: str = "auto"
+    compile: bool = False  #: the loss, model included, through torch.compile: a minute first, then faster on a GPU
     deterministic: bool | None = None  #: default: on the CPU yes, on a GPU no
     log_every: int = 20  #: steps between rows of training loss
     logger: Any = "auto"  #: "auto" (TensorBoard when installed), null, a Lightning logger's name, or {name: ..., args}

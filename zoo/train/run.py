@@ -202,6 +202,8 @@ def _fit_network(s: Session, run: Path, console: Console) -> dict:
     )
     if not engine.progress.stopped and engine.progress.step < total:
         ranks = {"rank": trainer.global_rank, "world": world}
+        if config.compile:
+            s.task.loss = torch.compile(s.task.loss, dynamic=False)
         trainer.fit(s.task, _Stream(data, engine.progress.step, total, ranks))
     torch.use_deterministic_algorithms(False)
     device = trainer.strategy.root_device

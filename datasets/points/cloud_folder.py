@@ -1,0 +1,123 @@
+"""Your own point clouds: a folder of files, in folders by class or with labels for their points.
+
+    zoo train point_ssm/cloud-folder data.root=FOLDER
+    FOLDER/<class>/any/folders/<file>       classification and completion; any format that `cloud_reader.py` reads
+    FOLDER/any/folders/<file>               segmentation: NIfTI label masks; PLY or PCD with a column `label`; or any
+                                            cloud with one label per line beside it, in <name>.seg
+    FOLDER/groups.csv                       optional: columns file,group; what must not cross the split (a patient)
+
+Without groups.csv every file is a group of its own. Whole groups are divided 70/10/20 by `split_seed`. Meshes become
+`surface_points` points drawn uniformly over their area. Completion takes the nearest 20 % of the points around a random
+one away. `features=true` takes the columns besides x, y, z and label along, which then every file must have.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ...zoo.data.cloud_pack import Item
+from ...zoo.data.cloud_reader import READERS, SURFACE_POINTS, stem, suffix
+from ...zoo.data.cloud_sample import write_folder
+from ...zoo.data.clouds import PointClouds
+from ...zoo.data.splits import by_group
+from ...zoo.errors import BadArgument, ZooError
+
+FRACTIONS = {"train": 0.7, "valid": 0.1, "test": 0.2}
+
+
+class CloudFolder(PointClouds):
+    """Your own point clouds, meshes or NIfTI masks: a folder by class, or with labels per point."""
+
+    tasks = ("classification", "segmentation", "completion")
+    group = "group of groups.csv, else the file"
+    license = "that of the data"
+
+    def __init__(self, *, split_seed: int = 0, surface_points: int = SURFACE_POINTS, **clouds):
+        """`split_seed` divides the groups; `surface_points` are drawn from a mesh."""
+        super().__init__(**clouds)
+        if surface_points < 1:
+            raise BadArgument(f"{self.name}: data.surface_points={surface_points}; draw at least 1 point from a mesh")
+        self.split = "by-group"
+        self.split_seed, self.surface_points = split_seed, surface_points
+
+    def read_settings(self) -> dict:
+        """Points drawn from a mesh."""
+        return {"surface_points": self.surface_points}
+
+    def source_files(self) -> tuple[str, ...]:
+        """Every file below the folders (of segmentation: below the root) that is not hidden, and groups.csv."""
+        every = sorted(
+            path.relative_to(self.folder).as_posix()
+            for path in self.folder.rglob("*")
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.folder).parts)
+        )
+        inside = [name for name in every if "/" in name or (self.task == "segmentation" and _is_cloud(name))]
+        groups = ["groups.csv"] if "groups.csv" in every else []
+        return (*groups, *(inside or ["<class>/<file>"]))
+
+    def remedy(self) -> str:
+        """How the folder should look."""
+        return "set data.root=FOLDER with <class>/<file> below it, or add --sample to try the command"
+
+    def items(self) -> list[Item]:
+        """One item per cloud; a file that is neither a cloud nor the labels of one is refused."""
+        files = [PurePosixPath(name) for name in self.source_files() if name != "groups.csv"]
+        groups, labels, items = self._groups(), {}, {}
+        for file in files:
+            if file.suffix == ".seg":
+                labels[str(file.with_suffix(""))] = str(file)
+            elif not _is_cloud(file.name):
+                raise ZooError(
+                    f"{self.folder / file}: no point cloud ({', '.join(READERS)}); take it out of the folder, or convert it"
+                )
+        for file in files:
+            if file.suffix == ".seg":
+                continue
+            name = str(file.parent / stem(Path(file)))
+            if name in items:
+                raise ZooError(f"{self.folder / file}: repeats the name of {items[name].cloud}; rename one of the two")
+            group = groups.pop(str(file), None) if groups is not None else name
+            if group is None:
+                raise ZooError(f"{self.folder / 'groups.csv'}: has no row for {file}; add one")
+            label = labels.pop(name, "")
+            segments = self.task == "segmentation"
+            items[name] = Item(name, group, str(file), "" if segments else file.parts[0], 0, label if segments else "")
+        for name in labels.values():
+            raise ZooError(f"{self.folder / name}: labels without a cloud of that name beside them; add it")
+        for name in groups or ():
+            if self.task == "segmentation" or "/" in name:
+                raise ZooError(f"{self.folder / 'groups.csv'}: names {name}, which is not there; mend the row")
+        return [items[name] for name in sorted(items)]
+
+    def _groups(self) -> dict[str, str] | None:
+        table = self.folder / "groups.csv"
+        if not table.is_file():
+            return None
+        found = {}
+        with open(table, encoding="utf-8-sig", newline="") as rows:
+            for number, row in enumerate(csv.DictReader(rows), 2):
+                if not row.get("file") or not row.get("group"):
+                    raise ZooError(f"{table}: row {number}: needs columns file and group, both filled; mend the row")
+                found[row["file"]] = row["group"]
+        return found
+
+    def places(self, items: list[Item]) -> dict[str, np.ndarray]:
+        """Whole groups by `split_seed`; every class must be met in training."""
+        places = by_group([item.group for item in items], FRACTIONS, self.split_seed)
+        missing = {item.category for item in items} - {items[i].category for i in places["train"]}
+        if missing:
+            raise ZooError(
+                f"{self.folder}: class '{min(missing)}' has no cloud in the train part; give more, or another data.split_seed"
+            )
+        return places
+
+    def write_sample(self, folder: Path, seed: int = 0) -> None:
+        """Organs of four classes as PLY and XYZ with labels beside them, and groups.csv."""
+        write_folder(folder, seed)
+
+
+def _is_cloud(name: str) -> bool:
+    return suffix(Path(name)) in READERS

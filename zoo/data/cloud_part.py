@@ -1,0 +1,173 @@
+"""Samples of point clouds: a fixed number of points drawn from each, and what the task needs beside them.
+
+classification  points (N, 3) and label ().
+segmentation    points (N, 3) and label (N,), -1 where a point has none; outside the training part also, for carrying
+                what was found for N points to every point of the cloud (M of them, padded to the batch's longest):
+                nearest (M,) int32, the row of `points` next to each point of the cloud, and all_label (M,) int16, -1
+                for padding and for points without a label.
+completion      points (N, 3) of the partial cloud, target (N, 3) of the whole in the *same* frame, the partial cloud's
+                (that of the whole is unknown to who completes), so that coordinates of the target may leave [-1, 1];
+                and category (), the class of the cloud, for models that are told it.
+
+With features, features (N, F) come along, standardised by mean and deviation over the training points.
+
+The N points are drawn without replacement; a smaller cloud gives each point once and draws the rest again from them.
+In training the draw is a function of (seed, epoch, sample), in evaluation of the sample's id alone.
+
+Where no partial clouds are stored, they are made as MedPointS made its own (arXiv:2504.13015): the nearest 20 % of the
+points around one of them, drawn at random, are taken away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..seeding import generator
+from .base import Part
+from .cloud_pack import Item, frame
+
+MISSING = 0.2  #: share of the points taken away for completion
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How samples are drawn from clouds."""
+
+    task: str
+    points: int
+    replace: bool = False
+    rotate: str = "none"
+    own_frames: bool = False
+    cut: bool = False  #: completion: take the partial cloud out of the whole
+    carry: bool = False  #: segmentation: add `nearest` and `all_label`
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+
+
+class Clouds(Part):
+    """Some of the clouds of a pack, as samples of a task."""
+
+    def __init__(self, arrays: dict, place: np.ndarray, items: list[Item], category: np.ndarray | None, how: Drawing):
+        mine = [items[i] for i in place]
+        known = category is not None
+        labels = {"label": category[place]} if how.task == "classification" and known else {}
+        super().__init__(labels, np.array([item.id for item in mine]), np.array([item.group for item in mine]))
+        self.packed, self.place, self.how = arrays, place, how
+        self.category = category[place] if known else None
+
+    def batch(self, index: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The tensors of the module's docstring, with a leading batch axis."""
+        rows = [self._one(int(i), None if seeds is None else int(seed)) for i, seed in _pairs(index, seeds)]
+        return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
+
+    def cloud(self, i: int) -> np.ndarray:
+        """All points of sample `i` in the units of its file, (M, 3) float64."""
+        return self.to_file_units(i, self._span("xyz", "start", i))
+
+    def to_file_units(self, i: int, xyz: np.ndarray) -> np.ndarray:
+        """Coordinates in the frame of sample `i` (of evaluation) to the units of its file."""
+        at = self.place[i]
+        return xyz.astype(np.float64) * self.packed["scale"][at] + self.packed["centre"][at]
+
+    def _span(self, name: str, start: str, i: int) -> np.ndarray:
+        bounds = self.packed[start]
+        return self.packed[name][bounds[self.place[i]] : bounds[self.place[i] + 1]]
+
+    def _one(self, i: int, seed: int | None) -> dict[str, np.ndarray]:
+        how = self.how
+        rng = generator("evaluation", str(self.ids[i])) if seed is None else generator(seed, "cloud")
+        xyz = self._span("xyz", "start", i)
+        turn = None if seed is None or how.rotate == "none" else rotation(rng, how.rotate)
+        row = {}
+        if how.task == "completion":
+            given = without_nearest(xyz, rng) if how.cut else np.arange(len(xyz))
+            part = xyz[given] if turn is None else xyz[given] @ turn
+            chosen = draw(rng, len(part), how.points, how.replace)
+            centre, scale = frame(part)
+            row["points"] = _in_frame(part[chosen], centre, scale)
+            whole = xyz if how.cut else self._span("target", "target_start", i) if "target" in self.packed else None
+            if whole is not None:
+                whole = whole if turn is None else whole @ turn
+                centre, scale = frame(whole) if how.own_frames else (centre, scale)
+                row["target"] = _in_frame(whole[draw(rng, len(whole), how.points, how.replace)], centre, scale)
+            if self.category is not None:
+                row["category"] = self.category[i]
+            chosen = given[chosen]
+        else:
+            chosen = draw(rng, len(xyz), how.points, how.replace)
+            points = xyz[chosen]
+            row["points"] = points if turn is None else _in_frame(points @ turn, *frame(points @ turn))
+            if how.task == "classification" and self.category is not None:
+                row["label"] = self.category[i]
+        if how.task == "segmentation":
+            row |= self._labels(i, xyz, chosen)
+        if "features" in self.packed:
+            features = self._span("features", "start", i)[chosen]
+            row["features"] = ((features - np.array(how.mean)) / np.array(how.deviation)).astype(np.float32)
+        return row
+
+    def _labels(self, i: int, xyz: np.ndarray, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        label = self._span("label", "start", i) if "label" in self.packed else None
+        row = {} if label is None else {"label": label[chosen].astype(np.int64)}
+        if self.how.carry:
+            from scipy.spatial import cKDTree
+
+            row["nearest"] = cKDTree(xyz[chosen]).query(xyz)[1].astype(np.int32)
+            row |= {} if label is None else {"all_label": np.asarray(label)}
+        return row
+
+
+def draw(rng: np.random.Generator, have: int, count: int, again: bool = False) -> np.ndarray:
+    """`count` of `have` places: without replacement, or where too few are there each once and the rest drawn again.
+
+    `again` draws all with replacement, as the original loader of MedPointS does even from larger clouds (about a
+    third of 2,048 points of 4,096 then repeat another).
+    """
+    if again:
+        return rng.integers(have, size=count)
+    if have >= count:
+        return rng.choice(have, count, replace=False)
+    return np.concatenate([rng.permutation(have), rng.integers(have, size=count - have)])
+
+
+def without_nearest(xyz: np.ndarray, rng: np.random.Generator, share: float = MISSING) -> np.ndarray:
+    """Places of the points that stay when the nearest `share` around one of them is taken away, in order."""
+    distance = np.square(xyz - xyz[rng.integers(len(xyz))]).sum(1)
+    order = np.argsort(distance, kind="stable")
+    return np.sort(order[min(max(int(share * len(xyz)), 1), len(xyz) - 1) :])
+
+
+def rotation(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """A uniform rotation (3, 3) float32 about z, or of all of SO(3) (a unit quaternion of four normal numbers)."""
+    if kind == "z":
+        angle = rng.uniform(0, 2 * np.pi)
+        w, x, y, z = np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)
+    else:
+        w, x, y, z = (q := rng.normal(size=4)) / np.linalg.norm(q)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ],
+        np.float32,
+    )
+
+
+def _pairs(index: np.ndarray, seeds: np.ndarray | None):
+    return zip(index, [None] * len(index) if seeds is None else seeds, strict=True)
+
+
+def _in_frame(xyz: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
+    return ((xyz - centre) / scale).astype(np.float32)
+
+
+def _stacked(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of one name; of different lengths, padded with -1 (labels) or 0 (places)."""
+    longest = max(len(row) if np.ndim(row) else 0 for row in rows)
+    if np.ndim(rows[0]) == 1 and any(len(row) != longest for row in rows):
+        fill = -1 if rows[0].dtype == np.int16 else 0
+        rows = [np.pad(row, (0, longest - len(row)), constant_values=fill) for row in rows]
+    return np.stack(rows)

@@ -1,0 +1,259 @@
+"""The embedded samples of the point-cloud adapters: procedural anatomy, written in each source's layout.
+
+A body is built from four kinds of surfaces, which points are drawn from uniformly over their area (nearly, for lobes):
+tubes around curves (vessels that branch, bones with thick ends, ribs, the arches and processes of vertebrae), lobes
+(spheres with axes and bumps: liver, lung, heart), and pairs of them mirrored at the sagittal plane. Coordinates are in
+millimetres: x to the left, y to the back, z up.
+
+A patient (the group) has a size, a girth, a curvature and a pose, which all organs share; each organ varies on its own
+besides. Both variations grow with `variation`: at 0 all patients are one, and every classifier is perfect. What a
+classifier meets is what makes it hard: femur and humerus, kidney and spleen, artery and vein trees are of one kind and
+differ in proportions alone, and every cloud is turned by a few degrees and noisy.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..seeding import derive, generator
+from .cloud_layout import FOLDS, write_labels
+from .cloud_part import without_nearest
+from .ply import write_ply
+
+VARIATION = 1.0
+NOISE = 0.015  #: standard deviation of a point, in parts of the cloud's size
+TILT = 0.25  #: standard deviation of each angle by which a cloud is turned, in radians
+
+
+class Surface(NamedTuple):
+    """A piece of surface: its area, and a function (rng, n) that draws n points (n, 3) from it."""
+
+    area: float
+    draw: Callable[[np.random.Generator, int], np.ndarray]
+
+
+def tube(path: np.ndarray, radius: np.ndarray) -> Surface:
+    """The surface around a polyline (K, 3) with a radius at each of its points (K,)."""
+    path, radius = np.asarray(path, float), np.broadcast_to(np.asarray(radius, float), len(path))
+    step = np.diff(path, axis=0)
+    length = np.linalg.norm(step, axis=1)
+    along = step / length[:, None]
+    # any vector that is not along the segment gives two that are across it
+    helper = np.eye(3)[np.abs(along).argmin(1)]
+    across = np.cross(along, helper)
+    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    beside = np.cross(along, across)
+    area = length * (radius[1:] + radius[:-1]) * np.pi
+
+    def draw(rng: np.random.Generator, n: int) -> np.ndarray:
+        at, t, angle = rng.choice(len(area), n, p=area / area.sum()), rng.random((n, 1)), rng.uniform(0, 2 * np.pi, (n, 1))
+        r = (1 - t) * radius[at, None] + t * radius[at + 1, None]
+        return path[at] + t * step[at] + r * (np.cos(angle) * across[at] + np.sin(angle) * beside[at])
+
+    return Surface(float(area.sum()), draw)
+
+
+def lobe(centre, axes, bumps: np.ndarray = np.zeros((0, 3)), height: float = 0.0, sharpness: float = 4.0) -> Surface:
+    """A sphere with axes (3,), raised (or with a negative height, dented) around the directions of `bumps` (K, 3)."""
+    centre, axes = np.asarray(centre, float), np.asarray(axes, float)
+    a, b, c = axes
+    p = 1.6075  # Knud Thomsen's approximation of an ellipsoid's area
+    area = 4 * np.pi * (((a * b) ** p + (a * c) ** p + (b * c) ** p) / 3) ** (1 / p)
+
+    def draw(rng: np.random.Generator, n: int) -> np.ndarray:
+        way = rng.normal(size=(n, 3))
+        way /= np.linalg.norm(way, axis=1, keepdims=True)
+        raised = 1 + height * np.exp(sharpness * (way @ bumps.T - 1)).sum(1, keepdims=True)
+        return centre + way * raised * axes
+
+    return Surface(float(area), draw)
+
+
+def mirrored(surface: Surface) -> Surface:
+    """The same on the other side of the body."""
+    return Surface(surface.area, lambda rng, n: surface.draw(rng, n) * [-1, 1, 1])
+
+
+def draw_points(surfaces: list[Surface], n: int, rng: np.random.Generator) -> np.ndarray:
+    """N points uniform over all surfaces together, in random order."""
+    area = np.array([surface.area for surface in surfaces])
+    counts = rng.multinomial(n, area / area.sum())
+    points = [surface.draw(rng, count) for surface, count in zip(surfaces, counts, strict=True)]
+    return np.concatenate(points)[rng.permutation(n)]
+
+
+# organs ---------------------------------------------------------------------------------------------------------------
+
+
+class Varied:
+    """Random proportions of one organ of one patient."""
+
+    def __init__(self, rng: np.random.Generator, variation: float):
+        self.rng, self.variation = rng, variation
+
+    def __call__(self, value: float, spread: float = 0.15) -> float:
+        """`value` times a log-normal factor."""
+        return value * float(np.exp(self.variation * spread * self.rng.normal()))
+
+    def around(self, size: float) -> np.ndarray:
+        """A normal shift (3,) of that size."""
+        return self.variation * size * self.rng.normal(size=3)
+
+
+def curve(*knots, points: int = 24) -> np.ndarray:
+    """A smooth path (points, 3) through the knots: a quadratic or cubic polynomial in the knots' number."""
+    knots = np.asarray(knots, float)
+    t = np.linspace(0, 1, len(knots))
+    return np.stack([np.polyval(np.polyfit(t, axis, len(knots) - 1), np.linspace(0, 1, points)) for axis in knots.T], 1)
+
+
+def long_bone(v: Varied, foot, head, shaft: float, ends: float, bend: float) -> list[Surface]:
+    """A shaft that is thicker at both ends, slightly bent, with a ball beside its upper end."""
+    foot, head = np.asarray(foot, float), np.asarray(head, float)
+    middle = (foot + head) / 2 + [0, v(bend), 0] + v.around(bend / 2)
+    path = curve(foot, middle, head)
+    profile = v(shaft) * (1 + v(ends) * np.abs(np.linspace(-1, 1, len(path))) ** 6)
+    ball = v(1.2) * profile[-1]
+    return [tube(path, profile), lobe(head + [-v(1.1) * ball, 0, 0.3 * ball], [ball, ball, ball])]
+
+
+def tree(v: Varied, root, way, length: float, radius: float, levels: int, spread: float) -> list[Surface]:
+    """A vessel that forks `levels` times; a child has 0.75 of the length and 0.79 of the radius (Murray's law)."""
+    root, way = np.asarray(root, float), np.asarray(way, float) / np.linalg.norm(way)
+    bend = v.around(0.15 * length)
+    path = curve(root, root + way * length / 2 + bend, root + way * v(length), points=12)
+    found = [tube(path, np.linspace(1, 0.85, len(path)) * radius)]
+    side = np.cross(way, np.eye(3)[np.abs(way).argmin()] + v.around(0.3))
+    side /= np.linalg.norm(side)
+    for sign in (1, -1) if levels else ():
+        child = way + sign * v(spread) * side + v.around(0.1)
+        found += tree(v, path[-1], child, 0.75 * length, 0.79 * radius, levels - 1, spread)
+    return found
+
+
+def rib_pair(v: Varied, z: float, width: float, depth: float, radius: float) -> list[Surface]:
+    """Two arcs from the spine to the front, falling."""
+    angle = np.linspace(0.15, v(0.8, 0.06) * np.pi, 24)
+    fall = v(0.35) * width * np.linspace(0, 1, 24) ** 1.5
+    path = np.stack([width * np.sin(angle), depth * np.cos(angle), z - fall], 1)
+    arc = tube(path, radius)
+    return [arc, mirrored(arc)]
+
+
+def vertebra(v: Varied, centre, size: float) -> list[Surface]:
+    """A body in front, an arch behind, and a spinous and two transverse processes."""
+    centre, size = np.asarray(centre, float), v(size, 0.08)
+    angle = np.linspace(-0.2, np.pi + 0.2, 16)
+    arch = centre + size * np.stack([0.6 * np.cos(angle), 0.7 + 0.7 * np.sin(angle), 0 * angle], 1)
+    top, left = arch[8], arch[4]
+    spine = tube([top, top + [0, v(0.9) * size, -v(0.5) * size]], [0.2 * size, 0.12 * size])
+    wing = tube([left, left + [v(0.9) * size, 0.25 * size, 0]], [0.18 * size, 0.1 * size])
+    other = mirrored(tube([left - [2 * centre[0], 0, 0], left - [2 * centre[0], 0, 0] + [0.9 * size, 0.25 * size, 0]], [0.18 * size, 0.1 * size]))
+    return [lobe(centre, [size, 0.75 * size, 0.5 * size]), tube(arch, 0.17 * size), spine, wing, other]
+
+
+def bean(v: Varied, centre, axes, dent: float, way) -> list[Surface]:
+    """A lobe with one dent."""
+    way = np.asarray(way, float) + v.around(0.15)
+    axes = [v(a, 0.12) for a in axes]
+    return [lobe(centre, axes, way[None] / np.linalg.norm(way), -v(dent), 3.0)]
+
+
+def lobed(v: Varied, name: str, centre, axes, bumps: int, height: float) -> list[Surface]:
+    """A lobe with bumps where its name puts them, moved a little."""
+    way = generator("anatomy", name).normal(size=(bumps, 3)) + np.stack([v.around(0.25) for _ in range(bumps)])
+    way /= np.linalg.norm(way, axis=1, keepdims=True)
+    return [lobe(centre, [v(a, 0.12) for a in axes], way, v(height), 6.0)]
+
+
+def both(surfaces: list[Surface], other: list[Surface]) -> list[Surface]:
+    """A left organ, and a right one that varies on its own."""
+    return [*surfaces, *map(mirrored, other)]
+
+
+ORGANS: dict[str, Callable[[Varied], list[Surface]]] = {
+    "aorta": lambda v: [
+        tube(curve([10, 0, 1180], [0, -30, 1300], [20, 20, 1290], [5, 30, 1000], points=40), v(12)),
+        *tree(v, [8, 25, 1010], [0.2, 0, -1], v(110), v(10), 1, 0.5),
+    ],
+    "iliacartery": lambda v: both(
+        *(tree(v, [12, 25, 890], [0.6, 0.1, -1], v(90), v(7), 2, v(0.45)) for _ in range(2))
+    ),
+    "portalveinandsplenicvein": lambda v: tree(v, [-10, 0, 1040], [-0.4, 0, 1], v(60), v(7), 3, v(0.8)),
+    "pulmonaryartery": lambda v: both(*(tree(v, [5, 0, 1250], [1, 0.3, 0.4], v(45), v(11), 2, v(0.7)) for _ in range(2))),
+    "femur": lambda v: both(*(long_bone(v, [80, 0, 450], [100, 0, 850], 14, 0.9, 25) for _ in range(2))),
+    "humerus": lambda v: both(*(long_bone(v, [200, 0, 1020], [190, 0, 1320], 12, 0.7, 8) for _ in range(2))),
+    "clavicula": lambda v: both(
+        *(
+            [tube(curve([20, -40, 1380], [70, -v(75), 1385], [120, v(10) - 30, 1395], [165, -20, 1400] + v.around(6)), v(7))]
+            for _ in range(2)
+        )
+    ),
+    "rib": lambda v: [
+        rib for z, width in ((1300, 110), (1250, 125), (1200, 130), (1150, 125)) for rib in rib_pair(v, z, v(width, 0.06), v(95, 0.06), v(6))
+    ],
+    "vertebrae": lambda v: [piece for z in range(940, 1340, 80) for piece in vertebra(v, [0, 60 + v.around(3)[0], z], 24)],
+    "kidney": lambda v: both(*(bean(v, [65, 40, 1040], [28, 24, 52], 0.45, [-1, 0, 0]) for _ in range(2))),
+    "spleen": lambda v: bean(v, [95, 30, 1100], [34, 22, 52], 0.3, [-1, -0.5, 0]),
+    "liver": lambda v: lobed(v, "liver", [-60, -10, 1110], [95, 70, 62], 4, 0.45),
+    "lung": lambda v: both(*(lobed(v, "lung", [75, 0, 1230], [52, 75, 110], 3, 0.35) for _ in range(2))),
+    "heart": lambda v: [*lobed(v, "heart", [20, -25, 1200], [48, 44, 58], 4, 0.35), *tree(v, [15, -20, 1240], [-0.2, 0.1, 1], v(40), v(10), 1, 0.6)],
+}
+
+
+class Patient:
+    """A body: organs of one size, girth, curvature and pose; a function of seed, name and variation."""
+
+    def __init__(self, seed: int, name: str, variation: float = VARIATION):
+        rng = generator(seed, "patient", name)
+        self.seed, self.name, self.variation = seed, name, variation
+        height, girth = np.exp(variation * np.array([0.06, 0.12]) * rng.normal(size=2))
+        self.scale = height * np.array([girth, girth, 1])
+        self.bend, self.lean, self.turn = variation * np.array([0.25, 0.12, 0.3]) * rng.normal(size=3)
+
+    def organ(self, name: str) -> list[Surface]:
+        """The surfaces of an organ, in a body that stands straight."""
+        return ORGANS[name](Varied(generator(self.seed, "organ", self.name, name), self.variation))
+
+    def posed(self, xyz: np.ndarray) -> np.ndarray:
+        """Scaled, bent forwards and sideways the more the higher, and turned about the vertical."""
+        x, y, z = (xyz * self.scale).T
+        high = (z - 850) / 500  # 0 at the hip, 1 at the neck
+        y, z = y - self.bend * 250 * high**2, z - 0.25 * self.bend**2 * 250 * np.abs(high) ** 3
+        x = x + self.lean * 250 * high**2
+        cos, sin = np.cos(self.turn), np.sin(self.turn)
+        return np.stack([cos * x - sin * y, sin * x + cos * y, z], 1)
+
+    def cloud(self, name: str, points: int) -> np.ndarray:
+        """Points (points, 3) of one organ, turned by a few degrees, with noise."""
+        rng = generator(self.seed, "cloud", self.name, name)
+        return worn(self.posed(draw_points(self.organ(name), points, rng)), rng, self.variation)
+
+    def body(self, names: list[str], points: int) -> tuple[np.ndarray, np.ndarray]:
+        """Points of all organs, as many from each as its area's root, and the number of the organ of each point."""
+        rng = generator(self.seed, "body", self.name)
+        organs = [self.organ(name) for name in names]
+        size = np.sqrt([sum(surface.area for surface in organ) for organ in organs])
+        counts = 1 + rng.multinomial(points - len(names), size / size.sum())
+        xyz = np.concatenate([draw_points(organ, count, rng) for organ, count in zip(organs, counts, strict=True)])
+        order = rng.permutation(points)
+        return self.posed(xyz)[order] + rng.normal(size=(points, 3)), np.repeat(np.arange(len(names)), counts)[order]
+
+
+def worn(xyz: np.ndarray, rng: np.random.Generator, variation: float) -> np.ndarray:
+    """Turned by random small angles about its middle, with noise in parts of its size."""
+    middle = (xyz.min(0) + xyz.max(0)) / 2
+    a, b, c = variation * TILT * rng.normal(size=3)
+    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    size = np.ptp(xyz, axis=0).max()
+    return (xyz - middle) @ (x @ y @ z) + middle + NOISE * size * rng.normal(size=xyz.shape)
+
+
+# folders --------------------------------------------------------------------------------------------------------------

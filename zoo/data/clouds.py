@@ -1,0 +1,213 @@
+"""Point clouds: the adapter base. What a batch holds depends on the task (`cloud_part.py`), which the recipe tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from ..errors import BadArgument, ZooError, unknown
+from ..files import hash_json, read_json, write_json
+from .base import Dataset, Part
+from .cache import cached
+from .cloud_pack import Item, pack
+from .cloud_part import Clouds, Drawing
+from .cloud_reader import READERS, SURFACE_POINTS, stem, suffix
+from .spec import Inputs, Outputs, Spec, Tensor
+
+CODE_VERSION = 1  # raise when reading or packing changes: cached arrays are then made anew
+POINTS = {"classification": 2048, "segmentation": 4096, "completion": 2048}
+ROTATIONS = ("none", "z", "so3")
+
+
+class PointClouds(Dataset):
+    """Base of the point-cloud adapters: a subclass lists its samples and says which part each belongs to."""
+
+    domain = "points"
+    #: batches depend on the task, which is an argument of the constructor
+    by_task: ClassVar[bool] = True
+    tiny = {"points": 256}
+    #: task -> SHA-256 over names and hashes of the files read for it, where there is one published copy
+    content: ClassVar[dict[str, str]] = {}
+    #: labels in files of labels, in the order of the class names; None: those that are found
+    label_values: ClassVar[tuple[int, ...] | None] = None
+
+    def __init__(
+        self,
+        *,
+        root: Path | str | None = None,
+        subset: str | None = None,
+        task: Literal["classification", "segmentation", "completion"] | None = None,
+        points: int | None = None,
+        replace: bool = False,
+        rotate: Literal["none", "z", "so3"] = "none",
+        own_frames: bool = False,
+        features: bool = False,
+    ):
+        """What is drawn from each cloud.
+
+        `task`: one of the adapter's, default its first. `points` per sample, default 2,048 (segmentation 4,096).
+        `rotate`: turn training clouds at random, about z or in all ways. Quirks of the original loader of MedPointS:
+        `replace` draws points with replacement; `own_frames` gives the target of completion a frame of its own, so that
+        it does not lie where the partial cloud does. `features`: take the files' further columns along.
+        """
+        super().__init__(root=root, subset=subset)
+        self.task = task or self.tasks[0]
+        if self.task not in self.tasks:
+            raise unknown("task", self.task, self.tasks, where=f"data set {self.name}")
+        if rotate not in ROTATIONS:
+            raise unknown("rotation", rotate, ROTATIONS, where=self.name)
+        self.points = POINTS[self.task] if points is None else points
+        if self.points < 1:
+            raise BadArgument(f"{self.name}: data.points={points}; draw at least 1 point from each cloud")
+        self.features, self.rotate = features, rotate
+        self.how = Drawing(self.task, self.points, replace, rotate, own_frames)
+        self._files: dict[str, str] | None = None
+        self._scaler: dict | None = None
+
+    # what a subclass implements -----------------------------------------------------------------------------------
+
+    def items(self) -> list[Item]:
+        """All samples of the task, whichever part they belong to."""
+        raise TypeError(f"{type(self).__name__} does not implement items()")
+
+    def places(self, items: list[Item]) -> dict[str, np.ndarray]:
+        """Numbers of the items of `train`, `valid` and `test`."""
+        raise TypeError(f"{type(self).__name__} does not implement places()")
+
+    def category_names(self, items: list[Item]) -> tuple[str, ...]:
+        """Classes of whole clouds."""
+        return tuple(sorted({item.category for item in items}))
+
+    def part_names(self, values: list[int]) -> tuple[str, ...]:
+        """Classes of points, for their labels."""
+        return tuple(map(str, values))
+
+    def read_settings(self) -> dict:
+        """What packing depends on beyond the files and the task, such as `surface_points`."""
+        return {}
+
+    # what every adapter has ---------------------------------------------------------------------------------------
+
+    def manifest(self) -> dict[str, str]:
+        """SHA-256 per file, taken once."""
+        if self._files is None:
+            self._files = super().manifest()
+        return dict(self._files)
+
+    def build(self) -> tuple[Spec, dict[str, Part]]:
+        """Read the clouds once into the cache, split, and count."""
+        files, items = self.manifest(), self.items()
+        settings = {
+            "labelled": self.task == "segmentation",
+            "values": None if self.label_values is None else list(self.label_values),
+            "features": self.features,
+            **self.read_settings(),
+        }
+        key = {"files": files, "items": [list(item) for item in items], "code": CODE_VERSION, **settings}
+        arrays, facts = cached(self.name, key, lambda: pack(self.folder, items, **settings))
+        places = self.places(items)
+        how = replace(self.how, cut=self.task == "completion" and "target" not in arrays)
+        if self.features:
+            how = self._standardised(arrays, places["train"], facts["features"], how)
+        names = self.category_names(items)
+        category = np.array([names.index(item.category) if item.category else -1 for item in items], np.int64)
+        parts = {
+            name: Clouds(arrays, place, items, category, replace(how, carry=name != "train"))
+            for name, place in places.items()
+        }
+        self._count(arrays, facts, items, places, names)
+        classes = self.part_names(facts["labels"]) if self.task == "segmentation" else names
+        return self._spec(classes, len(facts["features"])), parts
+
+    def _spec(self, classes: tuple[str, ...], features: int) -> Spec:
+        tensors = {"points": Tensor((self.points, 3), "float32")}
+        sizes = {"in_channels": 3, "num_points": self.points, "num_features": features}
+        if features:
+            tensors["features"] = Tensor((self.points, features), "float32")
+        if self.task == "completion":
+            tensors["category"] = Tensor((), "int64")
+            sizes |= {"num_categories": len(classes), "target_points": self.points}
+        else:
+            sizes["num_outputs"] = len(classes)
+        return Spec(Inputs("points", tensors), Outputs(classes=classes), sizes)
+
+    def _standardised(self, arrays: dict, train: np.ndarray, names: list[str], how: Drawing) -> Drawing:
+        turning = {"nx", "ny", "nz", "normal_x"}.intersection(names)
+        if turning and self.rotate != "none":
+            raise BadArgument(
+                f"{self.key}: feature '{min(turning)}' would not turn with the points; set data.rotate=none"
+            )
+        total, square, count = 0.0, 0.0, 0
+        for i in train:
+            rows = arrays["features"][arrays["start"][i] : arrays["start"][i + 1]].astype(np.float64)
+            total, square, count = total + rows.sum(0), square + np.square(rows).sum(0), count + len(rows)
+        mean = total / count
+        deviation = np.sqrt(np.maximum(square / count - mean**2, 0))
+        deviation[deviation < 1e-6 * np.maximum(np.abs(mean), 1)] = 1  # a feature that is the same everywhere
+        self._scaler = {"names": names, "mean": mean.tolist(), "deviation": deviation.tolist()}
+        return replace(how, mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()))
+
+    def _count(self, arrays: dict, facts: dict, items: list[Item], places: dict, names: tuple[str, ...]) -> None:
+        size, given = np.diff(arrays["start"]), [item.category for item in items]
+        known, shared = set(), 0
+        for place in places.values():
+            mine = [facts["hashes"][i] for i in place]
+            shared += sum(one in known for one in mine)
+            known.update(mine)
+        self.counts = {
+            "clouds": len(items),
+            "groups": len({item.group for item in items}),
+            "fewest_points": int(size.min()),
+            "most_points": int(size.max()),
+            "clouds_with_fewer_points_than_drawn": int((size < self.points).sum()),
+            "repeated_points": facts["repeated_points"],
+            "colinear_clouds": facts["colinear_clouds"],
+            "exact_duplicates_across_parts": shared,
+        }
+        self.per_class = {name: given.count(name) for name in names} if any(given) else {}
+
+    def check(self) -> dict:
+        """As for every adapter; the files' hashes as one, which is compared with the published copy's."""
+        facts = super().check()
+        facts["files"] = {"count": len(facts["files"]), "sha256": hash_json(facts["files"])}
+        wanted = self.content.get(self.task)
+        if wanted and not self.is_sample and facts["files"]["sha256"] != wanted:
+            raise ZooError(
+                f"{self.folder}: the files of {self.task} are not the published ones (SHA-256 over all of them "
+                f"{facts['files']['sha256'][:12]}…, not {wanted[:12]}…); get them again, or use cloud-folder for yours"
+            )
+        return facts | {"clouds_per_class": self.per_class}
+
+    def save_prep(self, folder: Path) -> None:
+        """Mean and deviation of the features, where there are any."""
+        if self._scaler:
+            write_json(folder / "features.json", self._scaler)
+
+    def inference(self, source: Path, prep: Path) -> Part:
+        """The clouds of a file or of a folder and those below it; for completion they are the partial ones.
+
+        A cloud in a folder named as a class of completion gets it as its category.
+        """
+        spec, folder = Spec.load(prep), source if source.is_dir() else source.parent
+        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if suffix(p) in READERS)
+        if not files:
+            raise ZooError(f"{source}: holds no file of {', '.join(READERS)}; check the path")
+        names, ids = spec.outputs.classes, [file.relative_to(folder) for file in files]
+        items = [Item((i.parent / stem(i)).as_posix(), str(i), i.as_posix(), i.parent.name) for i in ids]
+        features = "features" in spec.inputs.tensors
+        settings = {name: value for name, value in self.read_settings().items() if name == "surface_points"}
+        arrays, facts = pack(folder, items, features=features, **{"surface_points": SURFACE_POINTS, **settings})
+        how = replace(self.how, points=spec.inputs.tensors["points"].shape[0], carry=True, rotate="none")
+        if features:
+            saved = read_json(prep / "features.json")
+            if facts["features"] != saved["names"]:
+                raise ZooError(f"{files[0]}: its features are not {', '.join(saved['names'])} as in training; add them")
+            how = replace(how, mean=tuple(saved["mean"]), deviation=tuple(saved["deviation"]))
+        category = None
+        if self.task == "completion" and all(item.category in names for item in items):
+            category = np.array([names.index(item.category) for item in items], np.int64)
+        self.counts = {"clouds": len(items)}
+        return Clouds(arrays, np.arange(len(items)), items, category, how)
