@@ -125,18 +125,19 @@ def test_a_group_axis_of_one_is_none():
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, 13, 64])
-def test_blocks_of_any_length_agree(block, monkeypatch):
+@pytest.mark.parametrize(("together", "block"), [(2, 1), (1, 2), (2, 5), (1, 13), (2, 64)])
+def test_blocks_of_any_size_agree(together, block, monkeypatch):
     given = problem(OPTIONS, groups=2)
-    monkeypatch.setattr(module, "_block", lambda *shape: block)
+    monkeypatch.setattr(module, "_plan", lambda *shape: (together, block))
     same(solve(given, "torch"), solve(given, "reference"))
 
 
 def test_a_block_fits_the_cache_and_is_never_empty():
-    assert module._block(1, 1, 1, False) == 64
-    assert module._block(64, 4096, 64, False) == 4
-    for batch, channels, states in ((2, 64, 16), (8, 256, 16), (1, 1024, 16)):
-        assert module._block(batch, channels, states, False) * batch * channels * states <= 1 << 18
+    assert module._plan(1, 1, 1, False) == (1, 64)
+    assert module._plan(64, 4096, 64, False) == (1, 4)
+    for batch, channels, states in ((2, 64, 16), (8, 256, 16), (1, 1024, 16), (2048, 256, 64)):
+        together, block = module._plan(batch, channels, states, False)
+        assert 1 <= together <= batch and block * together * channels * states <= 1 << 18
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 31, 127])
@@ -323,7 +324,7 @@ def test_a_compiled_function_takes_inductor_and_equals_eager():
 def sizes(batch, steps, channels, states):
     """Bytes in float32 of the inputs, the outputs, the states between blocks, and of all states."""
     wide, shared, state = batch * steps * channels, batch * steps * states, batch * channels * states
-    between = -(-steps // module._block(batch, channels, states, False)) * state
+    between = -(-steps // module._plan(batch, channels, states, False)[1]) * state
     inputs, outputs = 2 * wide + 2 * shared + channels * states + state, wide + state
     return {"inputs": 4 * inputs, "outputs": 4 * outputs, "between": 4 * between, "all": 4 * steps * state}
 

@@ -128,7 +128,7 @@ class Pair(nn.Module):
 
     def __init__(self, block: type[Local] | type[Pointwise], dim: int, out: int, *arguments):
         super().__init__()
-        between = hidden_width(dim, out)
+        between, self.width = hidden_width(dim, out), out
         self.first, self.second = block(dim, between, *arguments), block(between, out, *arguments)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:

@@ -22,18 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadArgument, unknown
-from ..geometry import farthest_points
+from ..geometry.fps import farthest_points
 from ..geometry.neighbours import ball, gather, interpolate, knn
-from ..orders import by_coordinate, grid_coordinates, hilbert, inside_out, reverse
+from ..orders import by_coordinate, hilbert, inside_out, reverse
 from ._point_layers import Along, ChannelAttention, Local, Pair, Pointwise
 from .base import Model
 
 ORDERS = ("x", "y", "z", "inside_out", "hilbert")
 CURVE_DEPTH = 5  # 32 bins an axis, as published
-SIZES = {  # centres of the levels per task, as published
-    "classification": (1024, 512, 256, 128, 64),
-    "dense": (2048, 1024, 512, 256, 128),
-}
+FOLD_WIDTH, GRID_EDGE = 512, 0.5
 
 
 class PointEncoder(nn.Module):
@@ -42,21 +39,27 @@ class PointEncoder(nn.Module):
     def __init__(
         self,
         *,
-        project: int,
-        sizes: tuple[int, ...],
-        widths: tuple[int, ...],
-        dense: tuple[int, ...],
-        k: int,
-        scales: int,
-        d_state: int,
-        query: str,
-        radii: tuple[float, ...],
-        orders: tuple[str, ...],
-        flips: bool,
-        concat_levels: bool,
-        channel_attention: bool,
+        project: int = 64,
+        sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128),
+        widths: tuple[int, ...] = (64, 64, 128, 256, 512),
+        dense: tuple[int, ...] = (1024,),
+        k: int = 32,
+        scales: int = 2,
+        d_state: int = 64,
+        query: Literal["feature", "xyz", "ball"] = "feature",
+        radii: tuple[float, ...] = (0.1, 0.2, 0.4, 0.6, 0.8),
+        orders: tuple[str, ...] = ("x", "y", "z", "inside_out"),
+        flips: bool = True,
+        concat_levels: bool = True,
+        channel_attention: bool = True,
         condition: int | None = None,
     ):
+        """Levels have `sizes` centres and `widths`; the largest of `scales` neighbourhoods has `k` points.
+
+        `query`: where neighbours are nearest, or balls of `radii` (one per level, halved for each smaller scale);
+        `orders` of the scans, with `flips` reversed as well; `concat_levels`: the code sees every level, not the last
+        alone; `condition`: width of a condition that every block is injected with.
+        """
         super().__init__()
         if len(sizes) != len(widths) or (query == "ball" and len(radii) != len(sizes)):
             raise BadArgument(
@@ -67,7 +70,7 @@ class PointEncoder(nn.Module):
             if name not in ORDERS:
                 raise unknown("scan order", name, ORDERS, where="point_ssm")
         self.sizes, self.query, self.radii = tuple(sizes), query, tuple(radii)
-        self.orders, self.flips = tuple(orders), flips
+        self.orders, self.flips, self.d_state = tuple(orders), flips, d_state
         self.ks = [k // 2 ** (scales - 1 - n) for n in range(scales)]
         paths = len(orders) * (1 + flips)
         self.embed, self.place = nn.Linear(3, project), nn.Linear(3, project)
@@ -84,6 +87,7 @@ class PointEncoder(nn.Module):
             before = width
         self.fuse = Pair(Pointwise, project + sum(widths), widths[-1], condition) if concat_levels else None
         ends = (2 * widths[-1], *dense)
+        self.level_widths, self.code_width = [project, *widths], ends[-1]
         self.dense = nn.ModuleList(Pointwise(a, b, condition) for a, b in zip(ends, ends[1:], strict=False))
 
     def forward(self, points: Tensor, c: Tensor | None = None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -152,3 +156,226 @@ def scale_widths(width: int, scales: int) -> list[int]:
     """A level's width shared by its scales: the largest k gets half, the next a quarter, the smallest the rest."""
     shares = [width // 2**n for n in range(1, scales)]
     return [width - sum(shares), *reversed(shares)]
+
+
+class _PointModel(Model):
+    """What the three models share."""
+
+    accepts = ("points",)
+
+    def no_weight_decay(self) -> set[str]:
+        """What steers the recurrences."""
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in ("A_log", "D", "dt_bias")}
+
+    @classmethod
+    def from_original(cls, weights: dict[str, Tensor], **config):
+        """A model from the authors' weights; `config` are constructor arguments, which shapes do not tell."""
+        model, own = cls(**config), {}
+        for name, tensor in weights.items():
+            if not name.startswith("de_cemb."):  # one module, saved twice
+                own[rename(name)] = tensor
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        own = {name: tensor.view(shapes[name]) if name in shapes else tensor for name, tensor in own.items()}
+        missing, unexpected = model.load_state_dict(own, strict=False)
+        missing = [name for name in missing if name not in model.idle()]
+        if missing or unexpected:
+            raise BadArgument(
+                f"{cls.__name__}.from_original: misses {', '.join(missing[:3]) or 'nothing'}, has "
+                f"{', '.join(unexpected[:3]) or 'nothing'} too many; check the configuration"
+            )
+        return model.eval()
+
+
+class PointSSM(_PointModel):
+    """Point SSM: a class for each cloud, by state-space blocks over neighbourhoods and along scan orders."""
+
+    configs = {
+        "point_ssm": {},
+        "point_ssm_small": {
+            "encoder": {"sizes": (256, 128, 64), "widths": (32, 64, 128), "dense": (128,), "k": 16, "d_state": 16},
+        },
+        "point_ssm_hilbert": {
+            "encoder": {
+                "sizes": (1024, 512, 256, 128, 64), "dense": (1024, 512, 256), "query": "ball",
+                "orders": ("hilbert",), "flips": False, "concat_levels": False, "channel_attention": False,
+            },
+        },
+    }  # fmt: skip
+    inputs = ("points",)
+    given = ("num_outputs",)
+    tiny = {
+        "encoder": {"project": 16, "sizes": (32, 16), "widths": (16, 32), "dense": (32,), "k": 8, "d_state": 8},
+    }  # fmt: skip
+
+    def __init__(self, num_outputs: int, *, encoder: dict | None = None):
+        """`num_outputs` 0: the code itself. `encoder`: arguments of `PointEncoder`; the published ones by default."""
+        super().__init__()
+        published = {"sizes": (1024, 512, 256, 128, 64), "dense": (1024, 512, 256)}
+        self.encoder = PointEncoder(**(published if encoder is None else encoder))
+        self.reset_head(num_outputs)
+
+    def reset_head(self, num_outputs: int) -> None:
+        """A new head; 0: none."""
+        self.head = nn.Linear(self.encoder.code_width, num_outputs) if num_outputs else nn.Identity()
+
+    def forward_features(self, points: Tensor) -> Tensor:
+        """Points (B, N, 3) to codes (B, dense[-1])."""
+        return self.encoder(points)[0]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Codes to scores (B, num_outputs)."""
+        return self.head(features)
+
+
+class PointSegmenter(_PointModel):
+    """Point SSM with a decoder: a class for each point of a cloud."""
+
+    configs = {"point_ssm_seg": {}}
+    inputs = ("points",)
+    given = ("num_outputs",)
+    tiny = {
+        "encoder": {"project": 16, "sizes": (32, 16), "widths": (16, 32), "dense": (32,), "k": 8, "d_state": 8},
+        "widths": (32, 16),
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        num_outputs: int,
+        *,
+        encoder: dict | None = None,
+        widths: tuple[int, ...] = (512, 512, 256, 256, 128),
+        idle_attention: bool = True,
+    ):
+        """`widths` of the decoder, from the last level to the points themselves.
+
+        `idle_attention`: hold the channel attentions of the decoder that no published forward calls, so that counts and
+        checkpoints agree.
+        """
+        super().__init__()
+        self.encoder = PointEncoder(**(encoder or {}))
+        if len(widths) != len(self.encoder.sizes):
+            raise BadArgument(f"point_ssm_seg: expected {len(self.encoder.sizes)} widths, got {len(widths)}")
+        levels = self.encoder.level_widths
+        outs = [self.encoder.code_width, *widths]
+        ins = [outs[0] + levels[-1], *(a + b for a, b in zip(outs, reversed(levels[:-1]), strict=False))]
+        d_state = self.encoder.d_state
+        self.decoder = nn.ModuleList(Pair(Local, a, b, d_state) for a, b in zip(ins, outs, strict=True))
+        self.attention = nn.ModuleList(ChannelAttention() for _ in outs if idle_attention)
+        self.reset_head(num_outputs)
+
+    def reset_head(self, num_outputs: int) -> None:
+        """A new head; 0: none."""
+        self.head = nn.Linear(self.decoder[-1].width, num_outputs) if num_outputs else nn.Identity()
+
+    def idle(self) -> set[str]:
+        """The decoder's channel attentions."""
+        return {name for name, _ in self.named_parameters() if name.startswith("attention.")}
+
+    def forward_features(self, points: Tensor) -> Tensor:
+        """Points (B, N, 3) to features (B, N, widths[-1])."""
+        code, features, clouds = self.encoder(points)
+        x = self.decoder[0](torch.cat([code[:, None].expand(-1, clouds[-1].shape[1], -1), features[-1]], -1))
+        for block, level in zip(self.decoder[1:], range(len(clouds) - 2, -1, -1), strict=True):
+            x = interpolate(x, clouds[level + 1], clouds[level])
+            x = block(torch.cat([x, features[level]], -1))
+        return x
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features to scores (B, N, num_outputs)."""
+        return self.head(features)
+
+
+class PointCompleter(_PointModel):
+    """Point SSM with a folding decoder: a whole cloud from a part, given its class."""
+
+    configs = {"point_ssm_cpl": {}}
+    inputs = ("points", "category")
+    given = ("num_categories",)
+    tiny = {
+        "encoder": {"project": 16, "sizes": (32, 16), "widths": (16, 32), "dense": (64,), "k": 8, "d_state": 8},
+        "num_points": 64,
+    }  # fmt: skip
+
+    def __init__(
+        self, num_categories: int, *, encoder: dict | None = None, num_points: int = 2048, condition: int = 128
+    ):
+        """The output has floor(sqrt(num_points))^2 points, as published; `condition`: width of the class embedding."""
+        super().__init__()
+        self.num_categories, side = num_categories, math.isqrt(num_points)
+        self.encoder = PointEncoder(**{"condition": condition, **(encoder or {})})
+        self.embed1, self.embed2 = nn.Linear(num_categories, 64), nn.Linear(64, condition)
+        self.folds = nn.ModuleList(_Fold(self.encoder.code_width + size, condition) for size in (2, 3))
+        edge = torch.linspace(-GRID_EDGE, GRID_EDGE, side)
+        grid = torch.stack([edge.repeat(side), edge.repeat_interleave(side)], 1)  # the first coordinate runs fastest
+        self.register_buffer("grid", grid, persistent=False)
+
+    def forward_features(self, points: Tensor, category: Tensor) -> Tensor:
+        """Points (B, N, 3) and classes (B,) int64 to codes (B, dense[-1])."""
+        return self.encoder(points, self.condition(category))[0]
+
+    def condition(self, category: Tensor) -> Tensor:
+        """Classes (B,) int64 to their embedding (B, condition)."""
+        hot = F.one_hot(category, self.num_categories).to(self.embed1.weight.dtype)
+        return self.embed2(F.relu(self.embed1(hot)))
+
+    def forward(self, points: Tensor, category: Tensor) -> Tensor:
+        """Points (B, N, 3) and classes (B,) to completed clouds (B, M, 3)."""
+        c = self.condition(category)
+        code, shape = self.encoder(points, c)[0], self.grid.expand(len(points), -1, -1)
+        for fold in self.folds:
+            shape = fold(torch.cat([shape, code[:, None].expand(-1, shape.shape[1], -1)], -1), c)
+        return shape
+
+
+class _Fold(nn.Module):
+    """[points | code] to points, the same map for each point."""
+
+    def __init__(self, dim: int, condition: int):
+        super().__init__()
+        self.first = Pointwise(dim, FOLD_WIDTH, condition)
+        self.second = Pointwise(FOLD_WIDTH, FOLD_WIDTH, condition)
+        self.out = nn.Linear(FOLD_WIDTH, 3)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.out(self.second(self.first(x, c), c))
+
+
+#: pieces of the authors' names and ours, in the order they are tried
+NAMES = (
+    (r"^(?:encoder\.)?(point_proj|pos_embed|msg|lrm|ca|dense|final_concat)\.", r"encoder.\1."),
+    (r"^encoder\.point_proj", "encoder.embed"),
+    (r"^encoder\.pos_embed", "encoder.place"),
+    (r"^encoder\.ca\.", "encoder.attention."),
+    (r"^encoder\.msg\.(\d+)\.bb\.(\d+)\.", r"encoder.local.\1.\2."),
+    (r"^encoder\.lrm\.", "encoder.along."),
+    (r"^encoder\.final_concat\.mlp\.mlp\.0", "encoder.fuse.first"),
+    (r"^encoder\.final_concat\.mlp\.mlp\.1", "encoder.fuse.second"),
+    (r"^en_cemb\.dense(\d)\.linear", r"embed\1"),
+    (r"^decoder\.fold\.(\d)\.mlp\.0", r"folds.\1.first"),
+    (r"^decoder\.fold\.(\d)\.mlp\.1", r"folds.\1.second"),
+    (r"^decoder\.fold\.(\d)\.mlp\.2\.linear", r"folds.\1.out"),
+    (r"^decoder\.ca\.", "attention."),
+    (r"^decoder\.\w+\.(\d+)\.(?:bb\.)?building_blocks", r"decoder.\1.building_blocks"),
+    (r"^encoder\.along\.(\d+)\.building_blocks\.(\d)", r"encoder.along.\1.\2"),
+    (r"building_blocks\.0", "first"),
+    (r"building_blocks\.1", "second"),
+    (r"\.bb\.", "."),
+    (r"\.mamba\.", ".mixer."),
+    (r"(first|second)\.dense\.", r"\1.linear."),
+    (r"\.x_proj_weight$", ".x_proj"),
+    (r"\.dt_projs_weight$", ".dt_proj"),
+    (r"\.dt_projs_bias$", ".dt_bias"),
+    (r"\.A_logs$", ".A_log"),
+    (r"\.Ds$", ".D"),
+    (r"(along\.\d+\.\d+)\.conv\.", r"\1.conv1d."),
+    (r"\.norm\.", ".finish.norm."),
+    (r"\.cinj\.cond\.hyper_gate", ".finish.gate"),
+    (r"\.cinj\.cond\.hyper_bias", ".finish.shift"),
+)
+
+
+def rename(name: str) -> str:
+    """The authors' name of a parameter as ours."""
+    for pattern, ours in NAMES:
+        name = re.sub(pattern, ours, name)
+    return name

@@ -196,15 +196,18 @@ def _eager_backward(u, dt, A, B, C, extra, keep, h, dy, dh, buffers):
 # the op ---------------------------------------------------------------------------------------------------------------
 
 
-def _block(batch: int, channels: int, states: int, compiled: bool) -> int:
-    """Steps of a block: its buffers stay in the second-level cache."""
-    return 16 if compiled else max(4, min(64, (1 << 18) // (batch * channels * states)))
+def _plan(batch: int, channels: int, states: int, compiled: bool) -> tuple[int, int]:
+    """Sequences scanned together and steps of a block: its buffers stay in the second-level cache."""
+    if compiled:
+        return batch, 16
+    together = min(batch, max(1, (1 << 16) // (channels * states)))
+    return together, max(4, min(64, (1 << 18) // (together * channels * states)))
 
 
 class _Blocks:
     """The arguments step-major and in groups, cut into blocks."""
 
-    def __init__(self, u, dt, A, B, C, log_decay, keep, compiled):
+    def __init__(self, u, dt, A, B, C, log_decay, keep, compiled, length):
         groups, (channels, self.states) = B.shape[2], A.shape
         self.wide, (self.batch, self.steps) = (groups, channels // groups), u.shape[:2]
         self.shape = (self.batch, groups, self.states, channels // groups)
@@ -213,7 +216,7 @@ class _Blocks:
         self.B, self.C = B.transpose(0, 1), C.transpose(0, 1)
         self.extra = None if log_decay is None else self.split(log_decay * LOG2_E)
         self.keep = None if keep is None else keep.t().to(u.dtype)
-        self.compiled, self.length = compiled, _block(self.batch, channels, self.states, compiled)
+        self.compiled, self.length = compiled, length
 
     def split(self, tensor: Tensor) -> Tensor:
         """(B, L, D) to (L, B, G, E)."""
@@ -237,7 +240,7 @@ class _Blocks:
     def run(self, which: str, at: slice, *arguments, buffers):
         steps, eager = at.stop - at.start, {"forward": _eager_forward, "backward": _eager_backward}
         if not self.compiled:
-            return eager[which](*self.cut(at), *arguments, [buffer[:steps] for buffer in buffers])
+            return eager[which](*self.cut(at), *arguments, [buffer[:steps, : self.batch] for buffer in buffers])
         if steps < self.length:  # a last short block is not worth a program of its own
             return {"forward": _block_forward, "backward": _block_backward}[which](*self.cut(at), *arguments)
         return _compiled(which)(*self.cut(at), *arguments)
@@ -249,24 +252,39 @@ def _scan(
     keep: Tensor | None, compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Y, final state, and the states before each block (K, B, G, N, E)."""
-    blocks = _Blocks(u, dt, A, B, C, log_decay, keep, compiled)
-    spans, h = blocks.spans(), blocks.state(initial)
-    y, before = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(len(spans), *h.shape)
-    steps = blocks.split(y)
-    buffers = [] if compiled else [u.new_empty(blocks.length, *h.shape) for _ in range(2)]
+    together, length = _plan(u.shape[0], *A.shape, compiled)
+    y, final = torch.empty_like(u, memory_format=torch.contiguous_format), torch.empty_like(initial)
+    before, buffers = _states_between(u, A, B, length), None
     with full_precision(u.device.type):
-        for k, at in enumerate(spans):
-            before[k] = h
-            steps[at], h = blocks.run("forward", at, h, buffers=buffers)
-    return y, blocks.back(h), before
+        for part in _parts(u.shape[0], together):
+            blocks = _Blocks(*_rows(part, u, dt), A, *_rows(part, B, C, log_decay, keep), compiled, length)
+            h, steps = blocks.state(initial[part]), blocks.split(y[part])
+            if buffers is None and not compiled:
+                buffers = [u.new_empty(length, *h.shape) for _ in range(2)]
+            for k, at in enumerate(blocks.spans()):
+                before[k, part] = h
+                steps[at], h = blocks.run("forward", at, h, buffers=buffers)
+            final[part] = blocks.back(h)
+    return y, final, before
+
+
+def _parts(batch: int, together: int) -> list[slice]:
+    return [slice(at, min(at + together, batch)) for at in range(0, batch, together)]
+
+
+def _rows(part: slice, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor[part] for tensor in tensors]
+
+
+def _states_between(u: Tensor, A: Tensor, B: Tensor, length: int) -> Tensor:
+    """Room for the states before each block, (K, B, G, N, E)."""
+    groups, (channels, states) = B.shape[2], A.shape
+    return u.new_empty(-(-u.shape[1] // length), u.shape[0], groups, states, channels // groups)
 
 
 @_scan.register_fake
 def _(u, dt, A, B, C, log_decay, initial, keep, compiled):
-    (batch, steps, channels), groups = u.shape, B.shape[2]
-    count = -(-steps // _block(batch, *A.shape, compiled))
-    before = u.new_empty(count, batch, groups, A.shape[1], channels // groups)
-    plain = torch.contiguous_format
+    before, plain = _states_between(u, A, B, _plan(u.shape[0], *A.shape, compiled)[1]), torch.contiguous_format
     return torch.empty_like(u, memory_format=plain), torch.empty_like(initial, memory_format=plain), before
 
 
@@ -276,23 +294,30 @@ def _scan_backward(
     before: Tensor, dy: Tensor, dfinal: Tensor, compiled: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of u, dt, A, B, C, log_decay (empty without one) and the initial state."""
-    blocks = _Blocks(u, dt, A, B, C, log_decay, keep, compiled)
-    plain = torch.contiguous_format
+    plain, (together, length) = torch.contiguous_format, _plan(u.shape[0], *A.shape, compiled)
     du, ddt, dB, dC = (torch.empty_like(x, memory_format=plain) for x in (u, dt, B, C))
     de = None if log_decay is None else torch.empty_like(u, memory_format=plain)
-    views = [blocks.split(du), blocks.split(ddt), dB.transpose(0, 1), dC.transpose(0, 1)]
-    dh, dA, dy = blocks.state(dfinal), torch.zeros_like(blocks.A), blocks.split(dy)
-    buffers = [] if compiled else [u.new_empty(blocks.length, *dh.shape) for _ in range(3)]
+    dfirst, dA, buffers = torch.empty_like(dfinal, memory_format=plain), None, None
     with full_precision(u.device.type):
-        for k, at in reversed(list(enumerate(blocks.spans()))):
-            *found, de_at, dA_at, dh = blocks.run("backward", at, before[k], dy[at], dh, buffers=buffers)
-            for whole, part in zip(views, found, strict=True):
-                whole[at] = part
-            if de is not None:
-                blocks.split(de)[at] = de_at
-            dA += dA_at
+        for part in _parts(u.shape[0], together):
+            blocks = _Blocks(*_rows(part, u, dt), A, *_rows(part, B, C, log_decay, keep), compiled, length)
+            views = [blocks.split(x[part]) for x in (du, ddt)] + [x[part].transpose(0, 1) for x in (dB, dC)]
+            dh, dy_steps = blocks.state(dfinal[part]), blocks.split(dy[part])
+            dA = torch.zeros_like(blocks.A) if dA is None else dA
+            if buffers is None and not compiled:
+                buffers = [u.new_empty(length, *dh.shape) for _ in range(3)]
+            for k, at in reversed(list(enumerate(blocks.spans()))):
+                *found, de_at, dA_at, dh = blocks.run(
+                    "backward", at, before[k, part], dy_steps[at], dh, buffers=buffers
+                )
+                for whole, some in zip(views, found, strict=True):
+                    whole[at] = some
+                if de is not None:
+                    blocks.split(de[part])[at] = de_at
+                dA += dA_at
+            dfirst[part] = blocks.back(dh)
     ddt /= LOG2_E  # A carries log2(e) already; the derivative of exp2 brings ln(2), which cancels for A alone
-    return [du, ddt, blocks.back(dA), dB, dC, u.new_empty(0) if de is None else de, blocks.back(dh)]
+    return [du, ddt, blocks.back(dA), dB, dC, u.new_empty(0) if de is None else de, dfirst]
 
 
 @_scan_backward.register_fake
