@@ -1,5 +1,7 @@
 """Tasks: rows from outputs, losses and floors of all six, against values worked out by hand or by another library."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from statezoo.zoo import metrics
 from statezoo.zoo.data.base import Part
 from statezoo.zoo.data.spec import Inputs, Outputs, Spec
 from statezoo.zoo.errors import ZooError
+from statezoo.zoo.geometry.distances import chamfer, density_aware_chamfer
 from statezoo.zoo.registry import entries, find
 
 
@@ -90,6 +93,19 @@ def test_completion_distances():
     assert task.loss(batch).item() == pytest.approx(rows["cd_l2"].mean(), rel=1e-5)
     floor = task.trivial(part(3, points=one, target=other), part(3, points=one, target=other))
     assert np.allclose(floor["cd_l1"], rows["cd_l1"])
+
+
+def test_completion_losses_add_up_and_small_clouds_have_an_exact_emd():
+    rng = np.random.default_rng(0)
+    one, other = (torch.from_numpy(rng.normal(size=(2, 6, 3))) for _ in range(2))
+    batch = {"x": one, "target": other, "index": torch.arange(2)}
+    task = make("completion", kind="points", cd_l2=0.0, cd_l1=2.0, dcd=3.0, emd_points=5)
+    wanted = 2 * chamfer(one, other)[0].mean() + 3 * density_aware_chamfer(one, other).mean()
+    assert task.loss(batch).item() == pytest.approx(wanted.item(), rel=1e-12)
+    for row, (a, b) in zip(task.batch_rows(batch)["emd"], zip(one[:, :5], other[:, :5], strict=True), strict=True):
+        costs = torch.cdist(a, b)
+        best = min(float(costs[range(5), order].mean()) for order in itertools.permutations(range(5)))
+        assert row == pytest.approx(best, rel=1e-6)
 
 
 def test_language_model_rows_leave_padding_out():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from statezoo.zoo.nn.losses import chunked_cross_entropy
+from statezoo.zoo.nn.losses import chunked_cross_entropy, soft_dice
 from torch.nn import functional as F
 
 
@@ -48,3 +48,13 @@ def test_a_million_items_train_on_a_cpu():
     loss.backward()
     assert largest[0] <= max(64 * 8192, weight.numel()) and weight.grad.isfinite().all()
     assert weight.grad[target[0]].abs().sum() > 0
+
+
+def test_soft_dice_by_hand():
+    label = torch.tensor([[0, 0, 1, -1]])
+    sure = torch.tensor([[[50.0, 0, 0], [50, 0, 0], [0, 50, 0], [0, 0, 50]]])
+    # classes 0 and 1 are met exactly; class 2, in neither, counts as missed
+    assert soft_dice(sure, label).item() == pytest.approx(1 / 3, abs=1e-6)
+    even = torch.zeros(1, 4, 3)
+    dice = [2 * (2 / 3) / (3 / 9 + 2), 2 * (1 / 3) / (3 / 9 + 1), 0]
+    assert soft_dice(even, label).item() == pytest.approx(1 - sum(dice) / 3, abs=1e-6)

@@ -71,7 +71,7 @@ class SSD(Mixer):
         conv_bias: bool = True,
         chunk: int | None = None,
     ):
-        """`d_ssm` None: expand * dim. `chunk`: steps of a chunk of the scan, chosen by device."""
+        """`d_ssm` None: expand * dim. `chunk`: steps of a chunk of the scan (None: `best_chunk`)."""
         super().__init__(dim)
         self.d_state, self.d_conv, self.groups, self.head_dim, self.chunk = d_state, d_conv, groups, head_dim, chunk
         self.d_ssm = expand * dim if d_ssm is None else d_ssm

@@ -1,4 +1,4 @@
-"""Cross entropy over a large vocabulary without its table of logits."""
+"""Losses: cross entropy over a large vocabulary without its table of logits; soft Dice."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ def chunked_cross_entropy(
     chunk once more backward (as the online softmax of Milakov and Gimelshein, 2018, arXiv:1805.02867).
     """
     return _Chunked.apply(features, weight, target, bias, chunk)
+
+
+def soft_dice(scores: Tensor, label: Tensor, ignore: int = -1) -> Tensor:
+    """1 - mean over samples and classes of 2 sum(p y) / (sum p^2 + sum y^2), p the softmax of scores (B, N, C).
+
+    Labels (B, N); `ignore` marks units that do not count. The squares in the denominator are those of V-Net (Milletari
+    et al., 2016, arXiv:1606.04797).
+    """
+    known = (label != ignore)[..., None]
+    p = scores.softmax(-1) * known
+    y = F.one_hot(label.clamp(min=0), scores.shape[-1]).to(p.dtype) * known
+    overlap, size = 2 * (p * y).sum(1), p.square().sum(1) + y.sum(1)
+    return 1 - (overlap / size.clamp(min=1e-8)).mean()
 
 
 class _Chunked(torch.autograd.Function):

@@ -19,9 +19,16 @@ from .backends import call_of, choose, full_precision, only_by_force, register
 from .checks import expect, expect_as, expect_floating, expect_groups, expect_segments, same_segment
 
 NAME = "ssd"
-#: steps of a chunk by device type: on a CPU the largest that keeps a chunk's matrices in cache
-CHUNK = {"cpu": 64}
-LARGE_CHUNK = 128
+SMALLEST, LARGEST = 16, 128
+
+
+def best_chunk(steps: int, size: int, states: int) -> int:
+    """Steps of a chunk: a step costs c numbers of a chunk's matrix and P N / c of its state, least at c^2 = P N.
+
+    The power of two below that, and then chunks of equal length, so that little is padded.
+    """
+    c = min(LARGEST, max(SMALLEST, 1 << (int((size * states) ** 0.5).bit_length() - 1)))
+    return -(-steps // -(-steps // c))
 
 
 def ssd(
@@ -39,7 +46,7 @@ def ssd(
 
     g (B, L, H) is the log decay, at most 0 where the state is to stay bounded; B and C are (B, L, G, N) with heads in G
     equal groups; `initial` (B, H, P, N). `segments` (B, L) reset the state where they change; `reverse` scans from the
-    last step to the first. `chunk`: steps of a chunk, chosen by device. All floating tensors have one dtype and are
+    last step to the first. `chunk`: steps of a chunk (None: `best_chunk`). All floating tensors have one dtype and are
     differentiable.
     """
     expect(NAME, "x", x, "B", "L", "H", "P")
@@ -92,7 +99,7 @@ def _chunked(x, g, B, C, initial, segments, chunk):
     """K chunks of c steps; heads as (G, E), so that B and C are never repeated."""
     batch, steps, heads, size = x.shape
     groups, states = B.shape[2:]
-    c = min(chunk or CHUNK.get(x.device.type, LARGE_CHUNK), steps)
+    c = best_chunk(steps, size, states) if chunk is None else min(chunk, steps)
     pad = -steps % c
     if pad:  # steps that neither decay nor write
         x, g, B, C = (torch.nn.functional.pad(t, (0, 0) * (t.ndim - 2) + (0, pad)) for t in (x, g, B, C))
