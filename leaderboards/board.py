@@ -126,9 +126,14 @@ def _board(group: list[Found]) -> Board:
 def _rank(row: Row, rows: list[Row], primary: str, lower: bool) -> int | None:
     if not all(other.draws for other in rows):
         return None
-    sign = -1 if lower else 1
-    ahead = (sign * (other.draws[primary] - row.draws[primary]) for other in rows if other is not row)
-    return 1 + sum(bool(np.quantile(difference, QUANTILES[0]) > 0) for difference in ahead)
+    ahead = (difference(other, row, primary)[1:] for other in rows if other is not row)
+    return 1 + sum(high < 0 if lower else low > 0 for low, high in ahead)
+
+
+def difference(one: Row, other: Row, metric: str) -> tuple[float, float, float]:
+    """How much `one` is above `other` in a metric, with the 95 % interval of the paired replicates."""
+    low, high = np.quantile(one.draws[metric] - other.draws[metric], QUANTILES).tolist()
+    return one.value[metric] - other.value[metric], low, high
 
 
 def _row(found: tuple[Found, ...]) -> Row:

@@ -1,7 +1,9 @@
 """Segmentation: a class for every labelled unit of a sample (point, pixel, residue).
 
-Training: mean cross entropy over labelled units. Rows: one confusion matrix per sample, counts[true, predicted].
-Label -1 marks units without a label; they are neither trained nor counted.
+Training: weighed sum of the mean cross entropy over labelled units and the soft Dice loss. Rows: one confusion matrix
+per sample, counts[true, predicted]. Label -1 marks units without a label; they are neither trained nor counted. Where a
+sample is drawn from more points than enter the model, evaluation counts them all: each takes the class of the nearest
+drawn one (`nearest` (B, M) into the drawn units, `all_label` (B, M)).
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..zoo.backbones.base import Fitted, Model
 from ..zoo.data.base import Part
+from ..zoo.data.spec import Spec
+from ..zoo.nn.losses import soft_dice
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
 
 
@@ -19,22 +24,30 @@ class Segmentation(Task):
 
     rows = "segmentation"
 
+    def __init__(self, model: Model | Fitted, spec: Spec, *, cross_entropy: float = 1.0, dice: float = 0.0):
+        """Weights of the two losses."""
+        super().__init__(model, spec)
+        self.cross_entropy, self.dice = cross_entropy, dice
+
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean cross entropy over the labelled units; outputs (B, N, C), label (B, N)."""
-        scores = self.model(*self.inputs(batch))
-        return F.cross_entropy(scores.flatten(0, 1), batch["label"].flatten(), ignore_index=-1)
+        """Over the labelled units; outputs (B, N, C), label (B, N)."""
+        scores, label = self.model(*self.inputs(batch)), batch["label"]
+        loss = self.cross_entropy * F.cross_entropy(scores.flatten(0, 1), label.flatten(), ignore_index=-1)
+        return loss + self.dice * soft_dice(scores, label) if self.dice else loss
 
     def outputs_to_rows(self, outputs: Tensor, batch: dict[str, Tensor]) -> Rows:
-        """Confusion counts (B, C, C) from outputs (B, N, C)."""
-        return {"counts": confusion(batch["label"].cpu().numpy(), outputs.argmax(2).cpu().numpy(), outputs.shape[2])}
+        """Confusion counts (B, C, C) from outputs (B, N, C), over all units of each sample."""
+        guess, label = outputs.argmax(2), batch["label"]
+        if "nearest" in batch:
+            guess, label = guess.gather(1, batch["nearest"].long()), batch["all_label"].long()
+        return {"counts": confusion(label.cpu().numpy(), guess.cpu().numpy(), outputs.shape[2])}
 
     def trivial(self, train: Part, part: Part) -> Rows:
         """The most frequent class of the training part for every unit."""
         classes = len(self.spec.outputs.classes)
         total = sum(np.bincount(b["label"][b["label"] >= 0], minlength=classes) for b in part_batches(train))
-        counts = [
-            confusion(b["label"], np.full_like(b["label"], np.argmax(total)), classes) for b in part_batches(part)
-        ]
+        labels = (b.get("all_label", b["label"]).astype(np.int64) for b in part_batches(part, 64))
+        counts = [confusion(label, np.full_like(label, np.argmax(total)), classes) for label in labels]
         return with_ids(part, {"counts": np.concatenate(counts)})
 
 

@@ -132,7 +132,7 @@ def _ssd(device: str) -> Iterator[tuple[str, Candidates]]:
     x, g = torch.randn(1, 2048, 24, 64), -torch.rand(1, 2048, 24)
     B, C = torch.randn(1, 2048, 1, 128), torch.randn(1, 2048, 1, 128)
     inputs = [tensor.to(device) for tensor in (x, g, B, C)]
-    mine = best_chunk(2048, 64, 128)
+    mine = best_chunk(device, 2048, 64, 128)
     chunks = {"chunk 256": 256, **{f"chunk {c}": c for c in (32, 64, 128)}}
     candidates = {name: _without_gradient(lambda c=c: ssd(*inputs, chunk=c)) for name, c in chunks.items()}
     yield f"ssd, L2048 H24 P64 N128, float32, forward (chosen here: {mine})", candidates

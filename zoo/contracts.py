@@ -176,9 +176,9 @@ def nothing_is_written_beside_the_data(cls: type[Dataset], config: dict) -> None
 
 def tasks_have_a_floor(cls: type[Dataset], config: dict) -> None:
     """For every task the trivial model's rows are valid and its primary metric is a number."""
-    adapter = cls.sample(**config)
-    spec = adapter.prepare()
-    for name in cls.tasks:
+    for name in [config["task"]] if "task" in config else cls.tasks:
+        adapter = cls.sample(**(config | ({"task": name} if cls.by_task else {})))
+        spec = adapter.prepare()
         task: Task = find("task", name).load()(torch.nn.Identity(), spec)
         rows = task.trivial(adapter.part("train"), adapter.part("test"))
         require(
@@ -203,15 +203,23 @@ DATASET_CHECKS = (
 )
 
 
+def variants(cls: type[Dataset], config: dict) -> list[dict]:
+    """`config` once, or for each task where batches depend on it."""
+    if not cls.by_task or "task" in config:
+        return [config]
+    return [config | {"task": task} for task in cls.tasks]
+
+
 def check_dataset(cls: type[Dataset], **config) -> list[str]:
     """Run every adapter check; returns their names, raises `Broken` at the first that fails."""
     if cls.subsets:
         config.setdefault("subset", cls.subsets[0])
-    for check in DATASET_CHECKS:
-        try:
-            check(cls, config)
-        except Broken as error:
-            raise Broken(f"{check.__name__.replace('_', ' ')}: {error}") from error
+    for given in variants(cls, config):
+        for check in DATASET_CHECKS:
+            try:
+                check(cls, given)
+            except Broken as error:
+                raise Broken(f"{check.__name__.replace('_', ' ')}: {error}") from error
     return [check.__name__.replace("_", " ") for check in DATASET_CHECKS]
 
 
@@ -224,7 +232,11 @@ def sample_for(cls: type) -> Dataset:
         if ":" in entry.key:
             continue
         source = entry.load()
-        adapter = source.sample(**source.tiny, **({"subset": source.subsets[0]} if source.subsets else {}))
+        served = [task for task in source.tasks if not cls.serves or task in cls.serves]
+        if not served:
+            continue
+        config = source.tiny | ({"subset": source.subsets[0]} if source.subsets else {})
+        adapter = source.sample(**config, **({"task": served[0]} if source.by_task else {}))
         if adapter.prepare().inputs.kind in cls.accepts:
             return adapter
     raise Broken(f"{cls.__name__}: no data set of the registry gives {' or '.join(cls.accepts)}")

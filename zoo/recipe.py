@@ -205,6 +205,8 @@ def _check(raw: dict, recipe_id: str, note: str) -> Recipe:
         raise ZooError(f"recipe {recipe_id}: data.subset={given} contradicts {names['data']}; drop one of the two")
     if names["task"] not in classes["data"].tasks:
         raise unknown("task", names["task"], classes["data"].tasks, where=f"data set {names['data']}")
+    if classes["data"].by_task and (given := raw["data"].setdefault("task", names["task"])) != names["task"]:
+        raise ZooError(f"recipe {recipe_id}: data.task={given} contradicts task.name={names['task']}; drop data.task")
     seed = raw.pop("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ZooError(f"recipe {recipe_id}: seed {seed!r} must be a whole number from 0")

@@ -33,6 +33,9 @@ class AnatomyBones(FoldedClouds):
     )
     homepage = "https://github.com/MCM-Fischer/VSDFullBodyBoneModels"
     files = {"metadata.csv": "13e917b99b79326d41d41c15881dbc50fbb7bd3b778619c14d8c7d93695d9b1d"}
+    content = dict.fromkeys(
+        ("classification", "completion"), "568d3e2e22ce915e6a9b19cbf96cce9b50bbe77364e773214d2216911b3c75d8"
+    )
     layout = {"classification": ("classification", ()), "completion": ("classification", ())}
     classes = (
         *("calcaneus", "femur", "fibula", "hip_bone", "hippocampus"),
@@ -43,7 +46,9 @@ class AnatomyBones(FoldedClouds):
         """The clouds, with what metadata.csv says about them: every cloud has its row, every row its cloud."""
         table = self.folder / "metadata.csv"
         with open(table, encoding="utf-8", newline="") as rows:
-            known = {row["id"]: (n, row) for n, row in enumerate(csv.DictReader(rows), 2) if row["set"] == "classification"}
+            known = {
+                row["id"]: (n, row) for n, row in enumerate(csv.DictReader(rows), 2) if row["set"] == "classification"
+            }
         self._rows = known
         items = super().items()
         here = {PurePosixPath(item.cloud).stem: item for item in items}
@@ -63,5 +68,5 @@ class AnatomyBones(FoldedClouds):
         return self._rows[cloud.stem][1]["group"]
 
     def write_sample(self, folder: Path, seed: int = 0) -> None:
-        """40 models with four of the ten bones each, in the source's layout."""
+        """60 models with five of the ten bones each, in the source's layout."""
         write_bones(folder, self.classes, seed)

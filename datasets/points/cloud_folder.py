@@ -71,7 +71,7 @@ class CloudFolder(PointClouds):
                 labels[str(file.with_suffix(""))] = str(file)
             elif not _is_cloud(file.name):
                 raise ZooError(
-                    f"{self.folder / file}: no point cloud ({', '.join(READERS)}); take it out of the folder, or convert it"
+                    f"{self.folder / file}: no point cloud ({', '.join(READERS)}); take it out of the folder"
                 )
         for file in files:
             if file.suffix == ".seg":
@@ -110,7 +110,8 @@ class CloudFolder(PointClouds):
         missing = {item.category for item in items} - {items[i].category for i in places["train"]}
         if missing:
             raise ZooError(
-                f"{self.folder}: class '{min(missing)}' has no cloud in the train part; give more, or another data.split_seed"
+                f"{self.folder}: class '{min(missing)}' has no cloud in the train part; give more clouds, or another "
+                "data.split_seed"
             )
         return places
 

@@ -1,10 +1,10 @@
 """MedPointS: organs, bones and vessels of about a thousand patients as point clouds, in 46 classes.
 
-Source: G. Zhang, J. Yang and Y. Li, Hierarchical Feature Learning for Medical Point Clouds via State Space Model, MICCAI
-2025, arXiv:2504.13015; made from MedShapeNet. Three sets: classification, 28,737 clouds of at most 16,384 points, the
-parts of an organ and both sides of the body together; completion, the same clouds whole and without the nearest 20 % of
-the points around a random one; segmentation, 1,020 patients of 65,536 points, labels 1 to 46 (0: none). The layout is
-that of `cloud_layout.py`; the sets of the Hugging Face hub, sub-sampled once and for all, are not read.
+Source: G. Zhang, J. Yang and Y. Li, Hierarchical Feature Learning for Medical Point Clouds via State Space Model,
+MICCAI 2025, arXiv:2504.13015; made from MedShapeNet. Three sets: classification, 28,737 clouds of at most 16,384
+points, the parts of an organ and both sides of the body together; completion, the same clouds whole and without the
+nearest 20 % of the points around a random one; segmentation, 1,020 patients of 65,536 points, labels 1 to 46 (0: none).
+The layout is that of `cloud_layout.py`; the sets of the Hugging Face hub, sub-sampled once and for all, are not read.
 
 Splits. `official`: folds 1 to 3 train, 4 validates, 5 tests, as published. The group is the patient, whose name is the
 file's stem. Whether the published folds of classification and completion keep patients apart is not documented, and
@@ -50,15 +50,15 @@ class MedPointS(FoldedClouds):
     group = "patient"
     license = "that of MedShapeNet and its sources: research, non-commercial; see the homepage"
     citation = (
-        "Zhang, Yang and Li, Hierarchical Feature Learning for Medical Point Clouds via State Space Model, MICCAI 2025, "
-        "arXiv:2504.13015"
+        "Zhang, Yang and Li, Hierarchical Feature Learning for Medical Point Clouds via State Space Model, "
+        "MICCAI 2025, arXiv:2504.13015"
     )
     homepage = "https://flemme-docs.readthedocs.io/en/latest/medpoints.html"
     classes = tuple(CLOUDS)
     label_values = tuple(range(1, len(CLOUDS) + 1))
 
     def __init__(self, *, split: Literal["official", "official-crossing", "by-patient"] = "official", **clouds):
-        """`split`: the published folds, where they keep patients apart or (`-crossing`) whatever they do; or our own."""
+        """`split`: the published folds where they keep patients apart, or (`-crossing`) as they are, or our own."""
         super().__init__(split=split, **clouds)
 
     def splits(self) -> tuple[str, ...]:
@@ -86,8 +86,8 @@ class MedPointS(FoldedClouds):
             super().assert_no_leakage(parts)
         except ZooError as error:
             raise ZooError(
-                f"{self.key}: {error}: data.split=by-patient does, data.split=official-crossing takes the folds as they "
-                "are and counts the patients"
+                f"{self.key}: {error}: data.split=by-patient does, data.split=official-crossing takes the folds as "
+                "they are and counts the patients"
             ) from error
 
     def check(self) -> dict:
@@ -105,5 +105,5 @@ class MedPointS(FoldedClouds):
         return facts
 
     def write_sample(self, folder: Path, seed: int = 0) -> None:
-        """50 patients with some of 14 organs each, for all three tasks, in the source's layout."""
+        """50 patients with ten of 14 organs each, and their bodies, for all three tasks, in the source's layout."""
         write_medpoints(folder, self.classes, seed)

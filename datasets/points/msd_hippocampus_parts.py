@@ -22,6 +22,7 @@ class MSDHippocampusParts(FoldedClouds):
     license = "CC BY-SA 4.0"
     citation = "Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13:4128, 2022"
     homepage = "http://medicaldecathlon.com"
+    content = {"segmentation": "0c37b0ba0e3650a66a933787364479634de75848b2a25e4c8385bc2c9a1ce7b6"}
     label_values = (0, 1)
 
     def part_names(self, values: list[int]) -> tuple[str, ...]:

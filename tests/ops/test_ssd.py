@@ -276,13 +276,17 @@ def test_only_the_reference_loops_over_steps(monkeypatch):
     monkeypatch.setattr(module.torch, "addcmul", lambda *arguments: calls.append(1) or real(*arguments))
     with use_backend("torch"):
         ssd(**given)
-    assert len(calls) == 256 // module.best_chunk(256, given["x"].shape[-1], given["B"].shape[-1])
+    assert len(calls) == 256 // module.best_chunk("cpu", 256, given["x"].shape[-1], given["B"].shape[-1])
 
 
 @pytest.mark.parametrize(
     ("steps", "size", "states", "chunk"),
     [(2048, 64, 128, 64), (2048, 32, 32, 32), (200, 32, 32, 29), (50, 32, 32, 25), (7, 64, 128, 7), (1, 1, 1, 1),
-     (4096, 2, 2, 16), (4096, 256, 256, 128)],
+     (4096, 2, 2, 16), (4096, 256, 256, 256)],
 )  # fmt: skip
 def test_chunks_are_equal_and_as_long_as_a_state_is_wide(steps, size, states, chunk):
-    assert module.best_chunk(steps, size, states) == chunk
+    assert module.best_chunk("cpu", steps, size, states) == chunk
+
+
+def test_a_gpu_takes_longer_chunks():
+    assert module.best_chunk("cuda", 2048, 64, 128) == 256 and module.best_chunk("cuda", 200, 32, 32) == 100

@@ -25,19 +25,29 @@ def finished(recipe, folder, *overrides):
 @pytest.mark.parametrize("model", distinct_models())
 def test_every_model_trains(model, tmp_path):
     data = sample_for(entries("model")[model].load())
+    source = f"{data.key}-{data.task}" if data.by_task else data.key
     try:
-        record = finished(f"{model}/{data.key}", tmp_path / "run")
+        record = finished(f"{model}/{source}", tmp_path / "run")
     except ZooError as error:  # a model that is not causal says what it needs, and that does it
         (remedy,) = re.findall(r"set (data\.\S+)$", str(error))
-        record = finished(f"{model}/{data.key}", tmp_path / "again", remedy)
+        record = finished(f"{model}/{source}", tmp_path / "again", remedy)
     assert record["model"]["name"] == model and record["model"]["parameters"] > 0
+
+
+def serves(model, kind, task):
+    return kind in model.accepts and (not model.serves or task in model.serves)
+
+
+def test_a_model_for_another_task_is_refused(tmp_path):
+    with pytest.raises(ZooError, match=r"is made for segmentation, not for classification; .*medpoints-segmentation"):
+        finished("point_ssm_seg/medpoints", tmp_path / "run")
 
 
 @pytest.mark.parametrize(("dataset", "task"), ADAPTERS)
 def test_every_task_of_every_data_set_trains(dataset, task, tmp_path):
     adapter = entries("dataset")[dataset].load()
     kind = adapter.sample(**({"subset": dataset.partition(":")[2]} if ":" in dataset else {})).prepare().inputs.kind
-    model = next((key for key, entry in entries("model").items() if kind in entry.load().accepts), None)
-    assert model, f"no model takes {kind}"
+    model = next((key for key, entry in entries("model").items() if serves(entry.load(), kind, task)), None)
+    assert model, f"no model takes {kind} for {task}"
     record = finished(f"{model}/{dataset}-{task}", tmp_path / "run")
     assert (record["benchmark"]["dataset"], record["benchmark"]["task"]) == (dataset, task)

@@ -40,6 +40,8 @@ class _Contract(metaclass=_Recorded):
     accepts: ClassVar[tuple[str, ...]]
     inputs: ClassVar[tuple[str, ...]]
     given: ClassVar[tuple[str, ...]] = ()
+    #: the tasks that its outputs are for, where the kind of the data does not tell; (): any
+    serves: ClassVar[tuple[str, ...]] = ()
     tiny: ClassVar[dict] = {}
     config: dict
 

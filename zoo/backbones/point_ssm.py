@@ -189,6 +189,7 @@ class _PointModel(Model):
 class PointSSM(_PointModel):
     """Point SSM: a class for each cloud, by state-space blocks over neighbourhoods and along scan orders."""
 
+    serves = ("classification",)
     configs = {
         "point_ssm": {},
         "point_ssm_small": {
@@ -230,6 +231,7 @@ class PointSSM(_PointModel):
 class PointSegmenter(_PointModel):
     """Point SSM with a decoder: a class for each point of a cloud."""
 
+    serves = ("segmentation",)
     configs = {"point_ssm_seg": {}}
     inputs = ("points",)
     given = ("num_outputs",)
@@ -288,6 +290,7 @@ class PointSegmenter(_PointModel):
 class PointCompleter(_PointModel):
     """Point SSM with a folding decoder: a whole cloud from a part, given its class."""
 
+    serves = ("completion",)
     configs = {"point_ssm_cpl": {}}
     inputs = ("points", "category")
     given = ("num_categories",)

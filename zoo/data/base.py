@@ -71,6 +71,8 @@ class Dataset:
     urls: ClassVar[dict[str, tuple[str, ...]]] = {}
     #: archive name -> SHA-256, for `urls` entries that hold several files
     archives: ClassVar[dict[str, str]] = {}
+    #: True where batches depend on the task; the constructor then has an argument `task`, which the recipe fills in
+    by_task: ClassVar[bool] = False
     #: arguments that shape the data of the embedded sample (shorter sequences, fewer points)
     tiny: ClassVar[dict] = {}
 

@@ -116,16 +116,22 @@ class FoldedClouds(PointClouds):
 
     def _joined(self, item: Item, other: Item | None, beside: str) -> Item:
         if other is None:
-            raise ZooError(f"{self.folder / item.cloud}: has no file of its name in {self.layout[self.task][1][1]}/; add it")
+            raise ZooError(
+                f"{self.folder / item.cloud}: has no file of its name in {self.layout[self.task][1][1]}/; add it"
+            )
         if other.fold != item.fold:
-            raise ZooError(f"{self.folder / item.cloud}: is in fold {item.fold}, its {beside} in {other.fold}; move one")
+            raise ZooError(
+                f"{self.folder / item.cloud}: is in fold {item.fold}, its {beside} in {other.fold}; move one"
+            )
         return item._replace(**{beside: other.cloud})
 
     def _check_folds(self, items: Iterable[Item]) -> None:
         missing = set(FOLDS) - {item.fold for item in items}
         if missing:
             top = self.folder / self.layout[self.task][0]
-            raise ZooError(f"{top}: fold{min(missing)} holds no cloud; complete the data, or use cloud-folder for your own")
+            raise ZooError(
+                f"{top}: fold{min(missing)} holds no cloud; complete the data, or use cloud-folder for your own"
+            )
 
     def places(self, items: list[Item]) -> dict[str, np.ndarray]:
         """Test, validation and training samples by fold."""

@@ -75,7 +75,7 @@ def read_cloud(file: Path, *, surface_points: int = SURFACE_POINTS, seed: int = 
     if len(bad):
         name = cloud.names[int(np.argmin(np.isfinite(cloud.features[bad[0]])))]
         raise ZooError(
-            f"{file}: point {bad[0] + 1}: '{name}' is not finite, as in {len(bad)} points; mend or drop them"
+            f"{file}: point {bad[0] + 1}: '{name}' is not finite ({len(bad)} such points); mend or drop them"
         )
     return cloud
 
@@ -180,7 +180,7 @@ def fan(faces: Sequence[np.ndarray]) -> np.ndarray:
 
 def _xyz(file: Path) -> Cloud:
     lines = file.read_text(encoding="utf-8", errors="replace").replace(",", " ").splitlines()
-    first = next((i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith(("#", "//"))), 0)
+    first = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#/"), len(lines))
     while lines and not lines[-1].strip():
         lines.pop()
     table = read_table(file, lines[first:], first + 1) if lines[first:] else np.zeros((0, 3))

@@ -162,7 +162,7 @@ class PointClouds(Dataset):
             "groups": len({item.group for item in items}),
             "fewest_points": int(size.min()),
             "most_points": int(size.max()),
-            "clouds_with_fewer_points_than_drawn": int((size < self.points).sum()),
+            "clouds_of_fewer_points_than_drawn": int((size < self.points).sum()),
             "repeated_points": facts["repeated_points"],
             "colinear_clouds": facts["colinear_clouds"],
             "exact_duplicates_across_parts": shared,
@@ -179,7 +179,7 @@ class PointClouds(Dataset):
                 f"{self.folder}: the files of {self.task} are not the published ones (SHA-256 over all of them "
                 f"{facts['files']['sha256'][:12]}…, not {wanted[:12]}…); get them again, or use cloud-folder for yours"
             )
-        return facts | {"clouds_per_class": self.per_class}
+        return facts | ({"clouds_per_class": self.per_class} if self.per_class else {})
 
     def save_prep(self, folder: Path) -> None:
         """Mean and deviation of the features, where there are any."""

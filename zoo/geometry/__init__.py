@@ -1,1 +1,1 @@
-"""Geometry of point clouds: farthest points (`fps`), neighbours (`neighbours`), padded and packed layouts (`layout`)."""
+"""Geometry of point clouds: farthest points (`fps`), `neighbours`, `distances`, padded and packed (`layout`)."""

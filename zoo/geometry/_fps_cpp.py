@@ -44,7 +44,7 @@ struct Point {
   int32_t index;
 };
 
-struct Leaf {  // in the order of indices; a leaf that is not full repeats its last point, with distance -1
+struct Leaf {  // in the order of indices; one that is not full repeats its last point, which changes nothing
   float x[LEAF], y[LEAF], z[LEAF];
   int32_t distance[LEAF], index[LEAF];
 };
@@ -97,7 +97,7 @@ struct Cloud {
       const Point& point = begin + k < end ? begin[k] : end[-1];
       leaf.x[k] = point.at[0], leaf.y[k] = point.at[1], leaf.z[k] = point.at[2];
       leaf.index[k] = point.index;
-      leaf.distance[k] = begin + k < end ? INT32_MAX : -1;
+      leaf.distance[k] = INT32_MAX;
     }
     for (int axis = 0; axis < 3; axis++) {
       low[axis].push_back(box.low[axis]);

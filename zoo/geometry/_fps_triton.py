@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LARGEST = 8192  # points in registers: 16 warps hold four floats of each
+LARGEST = 8192  # points in registers: 8 warps hold four floats of each
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def run(xyz: Tensor, lengths: Tensor, count: int) -> Tensor:
     held = size <= LARGEST
     lanes = max(32, triton.next_power_of_2(size)) if held else LARGEST
     distance = xyz.new_full((1,) if held else (batch, size), torch.inf)
-    warps = min(16, max(1, lanes // 256))
+    warps = min(8, max(1, lanes // 512)) if held else 16
     _kernel[(batch,)](
         xyz.contiguous(), lengths.contiguous(), distance, picks, size, count,
         LANES=lanes, HELD=held, num_warps=warps, enable_fp_fusion=False,

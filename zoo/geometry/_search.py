@@ -1,8 +1,8 @@
 """The k nearest points, exactly: proposals by a k-d tree or by products, and a judge who knows when they suffice.
 
 A proposer is fast but rounds in its own way, so it names a few candidates too many and a bound below which no other
-point lies. The judge takes the candidates' distances anew, by differences. Where the k-th is below the bound the nearest
-are among the candidates; the other queries are asked again with more candidates, and at last with all points.
+point lies. The judge takes the candidates' distances anew, by differences. Where the k-th is below the bound, the
+nearest are among the candidates; the other queries are asked again with more candidates, and at last with all points.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..ops.backends import full_precision
 from .checks import known, padding
 
-ELEMENTS = 1 << 22  # of the largest tensor in a chunk of queries: 16 MB in float32
+ELEMENTS = 1 << 22  # of the largest tensor in a chunk of queries, 16 MB in float32; eight times as many on a GPU
 MORE = 8  # candidates beyond k at first, eight times as many when asked again, then all
 TREE_FROM = 256  # points from which building a tree pays
 
@@ -40,7 +40,11 @@ def chunks(query: Tensor, points: Tensor) -> tuple[Tensor, ...]:
     """Queries (B, M, D) in chunks along M, so that no tensor of a chunk has many more than ELEMENTS elements."""
     batch, size, width = points.shape
     each = batch * size * (width if width > 4 else 1)
-    return query.split(max(1, ELEMENTS // each), 1)
+    return _split(query, each)
+
+
+def _split(query: Tensor, each: int) -> tuple[Tensor, ...]:
+    return query.split(max(1, (8 if query.is_cuda else 1) * ELEMENTS // each), 1)
 
 
 def nearest(query: Tensor, points: Tensor, lengths: Tensor | None, k: int, more: int = MORE) -> tuple[Tensor, Tensor]:
@@ -51,7 +55,7 @@ def nearest(query: Tensor, points: Tensor, lengths: Tensor | None, k: int, more:
     tree = query.device.type == "cpu" and width <= 3 and size >= TREE_FROM and known(query)
     propose, each = (_by_tree, (k + more) * width) if tree else (_by_products, max(size, (k + more) * width))
     parts = []
-    for part in query.split(max(1, ELEMENTS // (len(query) * each)), 1):
+    for part in _split(query, len(query) * each):
         candidates, bound = propose(part, points, lengths, k + more)
         distance, index = _judge(part, points, lengths, candidates, k)
         if known(query):  # a traced program cannot ask again
@@ -71,7 +75,7 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def rows(points: Tensor, index: Tensor) -> Tensor:
     """Points (B, N, C) at `index` (B, ...): (B, ..., C), unchecked; `index_select`, whose CPU backward is ordered."""
     start = torch.arange(points.shape[0], device=index.device) * points.shape[1]
-    flat = (index.flatten(1) + start[:, None]).flatten()
+    flat = (index.reshape(len(index), -1) + start[:, None]).flatten()
     return points.flatten(0, 1).index_select(0, flat).view(*index.shape, points.shape[2])
 
 
@@ -148,7 +152,7 @@ def _by_products(query, points, lengths, count):
         return index, None
     own = query.square().sum(-1)
     reach = (own.sqrt() + norms.amax(1, keepdim=True).sqrt()).square()
-    return index, own + last[..., -1] - _unit(query) * reach
+    return index, own + last[..., -1] - _unit(query) * reach - torch.finfo(query.dtype).tiny  # squares may underflow
 
 
 def _unit(query: Tensor) -> float:

@@ -6,9 +6,9 @@ With d(x, Y) the Euclidean distance of a point to the nearest of a cloud:
     DCD(X, Y) = (1 - mean_y w_y exp(-alpha d(y, X)^2) + 1 - mean_x w_x exp(-alpha d(x, Y)^2)) / 2
     EMD = min over bijections f of mean_x |x - f(x)|
 
-CD as in PCN (Yuan et al., 2018, arXiv:1808.00671). DCD is Wu et al., 2021, arXiv:2111.12702: w_y = (|Y| / |X|) / n^lambda
-for a point whose nearest is shared by n points of its cloud, and w_x likewise, so that many points on one do not count
-in full. The ratio of sizes is 1 for clouds of one size; as in the authors' code it is at most 1.
+CD as in PCN (Yuan et al., 2018, arXiv:1808.00671). DCD is Wu et al., 2021, arXiv:2111.12702, with weights
+w_y = min(1, |Y| / |X|) / n^lambda for a point whose nearest is that of n points of its cloud, and w_x likewise: many
+points on one do not count in full.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Eldar et al., "The farthest point strategy for progressive image sampling", 1997; as in PointNet++ (Qi et al., 2017,
 arXiv:1706.02413) the first pick is point 0. The rule is exact, so that every device and backend picks the same points:
 
-- squared distances are float32, dx * dx + dy * dy + dz * dz in this order, each operation rounded (no fused multiply-add);
+- squared distances are float32, dx * dx + dy * dy + dz * dz in this order, each operation rounded (never fused);
 - a point's distance is the least to any pick; the next pick has the largest, and of several the lowest index;
 - where all distinct points are taken all distances are zero, and by the same rule index 0 is picked again and again.
 

@@ -1,7 +1,7 @@
 """Layouts of clouds of unequal size: padded (B, N, ...) with lengths (B,), packed (S, ...) with offsets (B,), and PyG.
 
-Packed clouds stand one behind another, S points in all; `offsets` are the ends of the clouds, the cumulative lengths, as
-in Pointcept. `to_data` and `from_data` speak to `torch_geometric`, whose Batch is packed, too.
+Packed clouds stand one behind another, S points in all; `offsets` are the ends of the clouds, the cumulative lengths,
+as in Pointcept. `to_data` and `from_data` speak to `torch_geometric`, whose Batch is packed, too.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Ball query and interpolation by inverse distances are those of PointNet++ (Qi et
 3.3 and 3.4). Clouds are padded: points (B, N, D) with `lengths` (B,), queries (B, M, D) with `query_lengths`; what is
 stored behind a length is ignored. Neighbours of padded queries are some points of their cloud.
 
-Distances are squared sums of differences, in float32 (float64 where both inputs are), never |q|^2 - 2 q'p + |p|^2: a
+Distances are squared sums of differences, in float32 (float64 where an input is), never |q|^2 - 2 q'p + |p|^2: a
 point is at distance exactly 0 from itself and from its duplicates. Equal distances are in the order of indices.
 
 No distance or index carries a gradient. Where a distance should, take it from the neighbours themselves:

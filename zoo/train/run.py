@@ -62,10 +62,15 @@ def session(recipe: Recipe, sample: bool = False) -> Session:
         arguments.pop("subset", None) if ":" in recipe.data["name"] else None
         dataset = create_dataset(recipe.data["name"], **arguments)
     spec = dataset.prepare()
-    model_class = find("model", recipe.model["name"]).load()
+    model_class, wanted = find("model", recipe.model["name"]).load(), recipe.task["name"]
+    if model_class.serves and wanted not in model_class.serves:
+        raise ZooError(
+            f"{recipe.model['name']} is made for {' and '.join(model_class.serves)}, not for {wanted}; choose another "
+            f"model, or {recipe.model['name']}/{recipe.data['name']}-{model_class.serves[0]}"
+        )
     torch.manual_seed(derive(recipe.seed, "weights"))
     model = model_class.from_spec(spec, **recipe.arguments("model"))
-    task = find("task", recipe.task["name"]).load()(model, spec, **recipe.arguments("task"))
+    task = find("task", wanted).load()(model, spec, **recipe.arguments("task"))
     task.accept(dataset)
     return Session(recipe, dataset, spec, task, TrainConfig(**recipe.arguments("train")), recipe.seed)
 
