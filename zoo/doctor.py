@@ -16,7 +16,6 @@ OPTIONAL = {
     "open3d": "point-cloud reading; Debian needs libusb-1.0-0 libgl1 libegl1 libgomp1 libx11-6",
     "rdkit": "molecules",
     "torch_geometric": "graph layers",
-    "fpsample": "fast farthest point sampling",
     "tensorboard": "pip install tensorboard",
     "mamba_ssm": "CUDA kernels; needs nvcc: MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE pip install "
     "--no-build-isolation 'statezoo[cuda]'",
