@@ -176,7 +176,8 @@ def _list(options) -> None:
             facts[kind] = {key: entry.summary for key, entry in entries(kind[:-1]).items()}
     lines = []
     for kind, found in facts.items():
-        lines += [f"{kind} ({len(found)})", *(f"  {name:<34}{text}" for name, text in found.items()), ""]
+        width = max(32, *map(len, found)) + 2 if found else 0
+        lines += [f"{kind} ({len(found)})", *(f"  {name:<{width}}{text}" for name, text in found.items()), ""]
     _show(options, facts, lines[:-1])
 
 

@@ -193,25 +193,25 @@ class PointSSM(_PointModel):
     configs = {
         "point_ssm": {},
         "point_ssm_small": {
-            "encoder": {"sizes": (256, 128, 64), "widths": (32, 64, 128), "dense": (128,), "k": 16, "d_state": 16},
+            "encoder": {"sizes": [256, 128, 64], "widths": [32, 64, 128], "dense": [128], "k": 16, "d_state": 16},
         },
         "point_ssm_hilbert": {
             "encoder": {
-                "sizes": (1024, 512, 256, 128, 64), "dense": (1024, 512, 256), "query": "ball",
-                "orders": ("hilbert",), "flips": False, "concat_levels": False, "channel_attention": False,
+                "sizes": [1024, 512, 256, 128, 64], "dense": [1024, 512, 256], "query": "ball",
+                "orders": ["hilbert"], "flips": False, "concat_levels": False, "channel_attention": False,
             },
         },
     }  # fmt: skip
     inputs = ("points",)
     given = ("num_outputs",)
     tiny = {
-        "encoder": {"project": 16, "sizes": (32, 16), "widths": (16, 32), "dense": (32,), "k": 8, "d_state": 8},
+        "encoder": {"project": 16, "sizes": [32, 16], "widths": [16, 32], "dense": [32], "k": 8, "d_state": 8},
     }  # fmt: skip
 
     def __init__(self, num_outputs: int, *, encoder: dict | None = None):
         """`num_outputs` 0: the code itself. `encoder`: arguments of `PointEncoder`; the published ones by default."""
         super().__init__()
-        published = {"sizes": (1024, 512, 256, 128, 64), "dense": (1024, 512, 256)}
+        published = {"sizes": [1024, 512, 256, 128, 64], "dense": [1024, 512, 256]}
         self.encoder = PointEncoder(**(published if encoder is None else encoder))
         self.reset_head(num_outputs)
 
@@ -236,8 +236,8 @@ class PointSegmenter(_PointModel):
     inputs = ("points",)
     given = ("num_outputs",)
     tiny = {
-        "encoder": {"project": 16, "sizes": (32, 16), "widths": (16, 32), "dense": (32,), "k": 8, "d_state": 8},
-        "widths": (32, 16),
+        "encoder": {"project": 16, "sizes": [32, 16], "widths": [16, 32], "dense": [32], "k": 8, "d_state": 8},
+        "widths": [32, 16],
     }  # fmt: skip
 
     def __init__(
@@ -295,7 +295,7 @@ class PointCompleter(_PointModel):
     inputs = ("points", "category")
     given = ("num_categories",)
     tiny = {
-        "encoder": {"project": 16, "sizes": (32, 16), "widths": (16, 32), "dense": (64,), "k": 8, "d_state": 8},
+        "encoder": {"project": 16, "sizes": [32, 16], "widths": [16, 32], "dense": [64], "k": 8, "d_state": 8},
         "num_points": 64,
     }  # fmt: skip
 

@@ -1,0 +1,134 @@
+"""PointNet (Qi et al., CVPR 2017, arXiv:1612.00593): the same perceptron for every point, and their maximum.
+
+    T = transform(x);  f_i = mlp(x_i T);  [F = transform(f)];  g = max_i mlp(f_i F)
+
+A transform is a small PointNet of its own that predicts a matrix, started at the identity. Classification reads g;
+segmentation reads [f_i F | g] point by point. The paper's penalty on F F' - I is left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..base import Model
+
+
+def shared(*widths: int) -> nn.Sequential:
+    """Linear, batch norm and ReLU for every point of (B, C, N), layer by layer."""
+    layers: list[nn.Module] = []
+    for a, b in zip(widths, widths[1:], strict=False):
+        layers += [nn.Conv1d(a, b, 1, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def dense(*widths: int, dropout: float = 0.0) -> nn.Sequential:
+    """The same for vectors (B, C), dropout behind each layer."""
+    layers: list[nn.Module] = []
+    for a, b in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+class _Transform(nn.Module):
+    """A matrix (B, C, C) from points (B, C, N)."""
+
+    def __init__(self, size: int, widths: tuple[int, int, int]):
+        super().__init__()
+        self.size, (a, b, c) = size, widths
+        self.points, self.vector = shared(size, a, b, c), dense(c, c // 2, c // 4)
+        self.matrix = nn.Linear(c // 4, size * size)
+        nn.init.zeros_(self.matrix.weight)
+        nn.init.zeros_(self.matrix.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.matrix(self.vector(self.points(x).amax(2))).unflatten(1, (self.size, self.size))
+        return found + torch.eye(self.size, dtype=x.dtype, device=x.device)
+
+
+class _Body(nn.Module):
+    """Features of every point (B, w1, N) and of the cloud (B, w2)."""
+
+    def __init__(self, widths: tuple[int, int, int], transforms: bool):
+        super().__init__()
+        a, b, c = widths
+        self.input = _Transform(3, (a, b, c)) if transforms else None
+        self.feature = _Transform(a, (a, b, c)) if transforms else None
+        self.first, self.second = shared(3, a, a), shared(a, a, b, c)
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        x = points.transpose(1, 2)
+        x = x if self.input is None else self.input(x).transpose(1, 2) @ x
+        f = self.first(x)
+        f = f if self.feature is None else self.feature(f).transpose(1, 2) @ f
+        return f, self.second(f).amax(2)
+
+
+class PointNet(Model):
+    """PointNet: a class for each cloud."""
+
+    serves = ("classification",)
+    configs = {"pointnet": {}}
+    accepts = ("points",)
+    inputs = ("points",)
+    given = ("num_outputs",)
+    tiny = {"widths": (32, 64, 128), "dropout": 0.0, "transforms": False}
+
+    def __init__(
+        self,
+        num_outputs: int,
+        *,
+        widths: tuple[int, int, int] = (64, 128, 1024),
+        transforms: bool = True,
+        dropout: float = 0.3,
+    ):
+        """`widths` of the shared perceptrons, from points to the cloud; `transforms` of input and features."""
+        super().__init__()
+        self.body, c = _Body(widths, transforms), widths[-1]
+        self.dense = dense(c, c // 2, c // 4, dropout=dropout)
+        self.reset_head(num_outputs)
+
+    def reset_head(self, num_outputs: int) -> None:
+        """A new head; 0: none."""
+        size = self.dense[-4].out_features
+        self.head = nn.Linear(size, num_outputs) if num_outputs else nn.Identity()
+
+    def forward_features(self, points: Tensor) -> Tensor:
+        """Points (B, N, 3) to (B, widths[-1] / 4)."""
+        return self.dense(self.body(points)[1])
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features to scores (B, num_outputs)."""
+        return self.head(features)
+
+
+class PointNetSegmenter(Model):
+    """PointNet for segmentation: each point's features beside those of the cloud."""
+
+    serves = ("segmentation",)
+    configs = {"pointnet_seg": {}}
+    accepts = ("points",)
+    inputs = ("points",)
+    given = ("num_outputs",)
+    tiny = {"widths": (32, 64, 128), "transforms": False}
+
+    def __init__(self, num_outputs: int, *, widths: tuple[int, int, int] = (64, 128, 1024), transforms: bool = True):
+        """As `PointNet`."""
+        super().__init__()
+        a, b, c = widths
+        self.body = _Body(widths, transforms)
+        self.points = shared(a + c, c // 2, c // 4, b)
+        self.reset_head(num_outputs)
+
+    def reset_head(self, num_outputs: int) -> None:
+        """A new head; 0: none."""
+        self.head = nn.Linear(self.points[-2].num_features, num_outputs) if num_outputs else nn.Identity()
+
+    def forward_features(self, points: Tensor) -> Tensor:
+        """Points (B, N, 3) to features (B, N, widths[1])."""
+        f, g = self.body(points)
+        return self.points(torch.cat([f, g[:, :, None].expand(-1, -1, f.shape[2])], 1)).transpose(1, 2)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features to scores (B, N, num_outputs)."""
+        return self.head(features)
