@@ -5,6 +5,7 @@ Training: cross entropy with optional class weights and label smoothing. Rows: t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..zoo import plots
 from ..zoo.backbones.base import Fitted, Model
 from ..zoo.data.base import Dataset, Part
 from ..zoo.data.spec import Spec
@@ -62,7 +64,21 @@ class Classification(Task):
         share = np.bincount(train.labels(), minlength=len(self.spec.outputs.classes)) / len(train)
         return with_ids(part, {"target": part.labels(), "prob": np.tile(share, (len(part), 1))})
 
+    def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
+        """The confusion matrix; for point clouds the scan orders of a model that has some."""
+        names = self.spec.outputs.classes
+        plots.confusion(folder / "confusion.png", matrix(rows["target"], rows["prob"].argmax(1), len(names)), names)
+        if hasattr(self.model, "scan_orders"):
+            points, orders = self.model.scan_orders(torch.from_numpy(part.batch(np.arange(1))["points"]))
+            shown = {name: order[0].numpy() for name, order in orders.items()}
+            plots.scan_orders(folder / "orders.png", points[0].numpy(), shown)
+
     def predictions(self, outputs: Tensor, batch: dict[str, Tensor], top: int = 10) -> dict[str, np.ndarray]:
         """The most probable class and its probability per sample."""
         prob = outputs.double().softmax(1).cpu().numpy()
         return {"class": np.array(self.spec.outputs.classes)[prob.argmax(1)], "probability": prob.max(1)}
+
+
+def matrix(target: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
+    """Counts (C, C) of [true, predicted]."""
+    return np.bincount(target * classes + guess, minlength=classes**2).reshape(classes, classes)

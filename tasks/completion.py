@@ -7,11 +7,13 @@ the predicted cloud; `zoo/geometry/distances.py` defines them.
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..zoo import plots
 from ..zoo.backbones.base import Fitted, Model
 from ..zoo.data.base import Part
 from ..zoo.data.spec import Spec
@@ -62,6 +64,20 @@ class Completion(Task):
             few = (cloud[:, : self.emd_points] for cloud in (outputs, target))
             rows["emd"] = earth_mover(*few).cpu().numpy()
         return rows
+
+    def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
+        """Three samples: what came in, what was made of it, and the whole."""
+        arrays = part.batch(np.arange(min(3, len(part))))
+        batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        self.eval()
+        with torch.inference_mode():
+            made = self.outputs(batch).numpy()
+        parts = {"partial": arrays["points"], "completed": made, "whole": arrays["target"]}
+        shown = [
+            {title: (clouds[i], np.full(clouds.shape[1], k)) for k, (title, clouds) in enumerate(parts.items())}
+            for i in range(len(made))
+        ]
+        plots.clouds(folder / "clouds.png", shown, list(parts))
 
     def trivial(self, train: Part, part: Part) -> Rows:
         """The partial cloud itself, as it came in."""

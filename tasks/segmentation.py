@@ -8,10 +8,14 @@ drawn one (`nearest` (B, M) into the drawn units, `all_label` (B, M)).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..zoo import plots
 from ..zoo.backbones.base import Fitted, Model
 from ..zoo.data.base import Part
 from ..zoo.data.spec import Spec
@@ -42,6 +46,20 @@ class Segmentation(Task):
             guess, label = guess.gather(1, batch["nearest"].long()), batch["all_label"].long()
         return {"counts": confusion(label.cpu().numpy(), guess.cpu().numpy(), outputs.shape[2])}
 
+    def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
+        """The confusion matrix over all units; for point clouds three samples by prediction, label and error."""
+        names = self.spec.outputs.classes
+        plots.confusion(folder / "confusion.png", rows["counts"].sum(0), names)
+        if self.spec.inputs.kind != "points":
+            return
+        arrays = part.batch(np.arange(min(3, len(part))))
+        self.eval()
+        with torch.inference_mode():
+            guess = self.outputs({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()})
+        found = zip(arrays["points"], arrays["label"], guess.argmax(2).numpy(), strict=True)
+        shown = [_clouds(*sample, len(names)) for sample in found]
+        plots.clouds(folder / "clouds.png", shown, [*names, "right", "wrong"])
+
     def trivial(self, train: Part, part: Part) -> Rows:
         """The most frequent class of the training part for every unit."""
         classes = len(self.spec.outputs.classes)
@@ -49,6 +67,13 @@ class Segmentation(Task):
         labels = (b.get("all_label", b["label"]).astype(np.int64) for b in part_batches(part, 64))
         counts = [confusion(label, np.full_like(label, np.argmax(total)), classes) for label in labels]
         return with_ids(part, {"counts": np.concatenate(counts)})
+
+
+def _clouds(points: np.ndarray, label: np.ndarray, guess: np.ndarray, wrong: int) -> dict:
+    """One sample as prediction, label and error; errors have the classes `wrong` (right) and `wrong` + 1."""
+    known = label >= 0
+    parts = {"prediction": guess, "label": label, "error": wrong + (guess != label)}
+    return {title: (points[known], classes[known]) for title, classes in parts.items()}
 
 
 def confusion(label: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:

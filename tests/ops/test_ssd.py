@@ -269,6 +269,11 @@ def test_segments_are_checked(segments, text):
         ssd(**{**problem(), "segments": segments})
 
 
+def test_a_chunk_has_a_step():
+    with pytest.raises(ValueError, match="chunk: expected at least 1, or None, got 0"):
+        ssd(**problem(), chunk=0)
+
+
 def test_only_the_reference_loops_over_steps(monkeypatch):
     """`torch` takes matrix products of chunks: as many as there are chunks, whatever the number of steps."""
     given, calls = problem(steps=256), []

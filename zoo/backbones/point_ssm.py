@@ -163,6 +163,14 @@ class _PointModel(Model):
 
     accepts = ("points",)
 
+    @torch.no_grad()
+    def scan_orders(self, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The centres (B, N_1, 3) of the first level, and each order (B, N_1) they are scanned in, by name."""
+        centres = gather(points, farthest_points(points, self.encoder.sizes[0]))
+        orders, _ = self.encoder.paths(centres)
+        names = [*self.encoder.orders, *(f"{name}, reversed" for name in self.encoder.orders if self.encoder.flips)]
+        return centres, dict(zip(names, orders.unbind(1), strict=True))
+
     def no_weight_decay(self) -> set[str]:
         """What steers the recurrences."""
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in ("A_log", "D", "dt_bias")}

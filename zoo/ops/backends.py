@@ -113,8 +113,8 @@ def full_precision(device: str) -> AbstractContextManager:
 @contextmanager
 def fast_row(x: Tensor) -> Iterator[None]:
     """Within it torch's own kernel multiplies one row of bfloat16 on a CPU: it reads weights faster than oneDNN's."""
-    on = torch.backends.mkldnn.enabled
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or x.numel() > x.shape[-1] or not on:
+    row = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() == x.shape[-1]
+    if torch.compiler.is_compiling() or not row or not torch.backends.mkldnn.enabled:
         yield
         return
     torch.backends.mkldnn.enabled = False

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import BadArgument
 from .backends import call_of, choose, full_precision, only_by_force, register
 from .checks import expect, expect_as, expect_floating, expect_groups, expect_segments, same_segment
 
@@ -65,6 +66,8 @@ def ssd(
         expect(NAME, "initial", initial, batch, heads, size, states)
     expect_as(NAME, "x", x, g=g, B=B, C=C, initial=initial)
     expect_segments(NAME, segments, batch, steps)
+    if chunk is not None and chunk < 1:
+        raise BadArgument(f"{NAME}: chunk: expected at least 1, or None, got {chunk}")
     if reverse:
         x, g, B, C = (tensor.flip(1) for tensor in (x, g, B, C))
         segments = None if segments is None else -segments.flip(1)

@@ -61,6 +61,7 @@ def finish(s, run: Path, done: dict, console: Console) -> Path:
     record = _record(s, run, rows, done, eval_seconds)
     if (run / "metrics.csv").is_file():
         plots.curves(run)
+    s.task.pictures(run / "plots", rows, s.dataset.part("test"))
     write_json(run / "record.json", record.model_dump())
     for line in summary(record, run):
         console.line(line)

@@ -6,6 +6,7 @@ training and afterwards, so that there is one definition of each metric.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import lightning as L
@@ -66,6 +67,9 @@ class Task(L.LightningModule):
 
     def accept(self, dataset: Dataset) -> None:
         """Refuse, in one line, a model and data that do not go together under this task."""
+
+    def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
+        """Draw what the test rows show, and a few samples of `part`, into `folder`."""
 
     # what every task has ----------------------------------------------------------------------------------------------
 
