@@ -18,19 +18,20 @@ def pixels(path):
     return {tuple(colour): int(count) for colour, count in zip(colours.tolist(), counts, strict=True)}
 
 
-def of_class(k):
-    return tuple(round(255 * part) for part in colormaps["tab20"].colors[k % plots.COLOURS])
-
-
 def test_every_colour_of_the_legend_is_in_the_clouds(tmp_path):
     rng = np.random.default_rng(0)
     points = rng.normal(size=(400, 3))
     rows = [{"prediction": (points, rng.integers(0, 3, 400)), "label": (points, np.full(400, 5))}]
-    names = [f"part {k}" for k in range(8)]
+    names = [*(f"part {k}" for k in range(5)), "wrong", "part 6"]
     found = pixels(plots.clouds(tmp_path / "clouds.png", rows, names))
-    legend = {k for k in range(8) if found.get(of_class(k), 0)}
+    colours = [tuple(round(255 * part) for part in colour) for colour in plots.class_colours(names)]
+    legend = {k for k in range(7) if found.get(colours[k], 0)}
     assert legend == {0, 1, 2, 5}
-    assert all(found[of_class(k)] > 300 for k in legend), "more than a marker of the legend"
+    assert all(found[colours[k]] > 300 for k in legend), "more than a marker of the legend"
+
+
+def test_sixty_classes_have_colours_of_their_own():
+    assert len(set(plots.class_colours([f"part {k}" for k in range(60)]))) == 60
 
 
 def test_confusion_matrix_is_coloured_by_share(tmp_path):

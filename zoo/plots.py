@@ -10,7 +10,8 @@ import numpy as np
 from .files import atomic
 from .train.csvlog import read_log
 
-COLOURS = 20  #: classes that a legend can tell apart; further ones share colours with earlier ones
+MAPS = ("tab20", "tab20b", "tab20c")  #: 60 colours of classes; further classes share colours with earlier ones
+FIXED = {"right": (0.85, 0.85, 0.85), "wrong": (0.0, 0.0, 0.0)}
 POINTS = 3000  #: drawn of a cloud
 
 
@@ -68,15 +69,22 @@ def confusion(path: Path, counts: np.ndarray, names: Sequence[str]) -> Path:
     return _save(figure, path)
 
 
+def class_colours(names: Sequence[str]) -> list[tuple[float, float, float]]:
+    """A colour for each class; "right" and "wrong" have their own."""
+    from matplotlib import colormaps
+
+    many = [colour for name in MAPS for colour in colormaps[name].colors]
+    return [FIXED.get(name, many[k % len(many)]) for k, name in enumerate(names)]
+
+
 def clouds(path: Path, rows: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray]]], names: Sequence[str]) -> Path:
     """Clouds in a grid: a row per sample, a column per title, each cloud points (N, 3) and class numbers (N,).
 
     The legend shows the classes that occur. Colours are exact: points have no edges, shades or smoothing.
     """
-    from matplotlib import colormaps
     from matplotlib.lines import Line2D
 
-    colour = colormaps["tab20"].colors
+    colour = class_colours(names)
     figure = _figure(3.0 * len(rows[0]) + 1.6, 2.8 * len(rows))
     seen: set[int] = set()
     for r, row in enumerate(rows):
@@ -84,8 +92,8 @@ def clouds(path: Path, rows: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray]
             points, classes = points[:POINTS], classes[:POINTS]
             seen.update(np.unique(classes).tolist())
             _scatter(figure, (len(rows), len(row), r * len(row) + c + 1), points, title if r == 0 else "",
-                     [colour[k % COLOURS] for k in classes.tolist()])  # fmt: skip
-    shown = [Line2D([], [], marker="o", linestyle="", color=colour[k % COLOURS], label=names[k]) for k in sorted(seen)]
+                     [colour[k] for k in classes.tolist()])  # fmt: skip
+    shown = [Line2D([], [], marker="o", linestyle="", color=colour[k], label=names[k]) for k in sorted(seen)]
     figure.legend(handles=shown, loc="outside right upper", fontsize=7)
     return _save(figure, path)
 
