@@ -62,6 +62,9 @@ def test_scan_orders_run_from_end_to_end(tmp_path):
 )
 def test_runs_leave_pictures_of_their_task(recipe, made, tmp_path):
     run = train(recipe, SHORT, sample=True, folder=tmp_path / "run", quiet=True)
-    assert read_json(run / "record.json")["benchmark"]["sample"]
+    record = read_json(run / "record.json")
+    assert record["benchmark"]["sample"]
+    poses = "medpoints" in recipe and "completion" not in recipe
+    assert set(record["slices"]) == ({"turned"} if poses else set())
     for name in made:
         assert len(pixels(run / "plots" / f"{name}.png")) > 20, f"{name}: an empty picture"

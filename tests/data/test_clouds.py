@@ -154,6 +154,20 @@ def test_only_training_clouds_are_turned():
     np.testing.assert_allclose(np.abs(points).max((1, 2)), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_turned_clouds_are_the_same_points_in_another_pose(task):
+    adapter = sample("medpoints", task=task, points=50)
+    plain, turned = adapter.part("test"), adapter.slices()["turned"]
+    here, there = (part.batch(np.arange(3)) for part in (plain, turned))
+    assert np.array_equal(here["label"], there["label"])
+    for one, other in zip(here["points"], there["points"], strict=True):
+        gaps = [np.linalg.norm(xyz[:, None] - xyz[None], axis=2) for xyz in (one, other)]
+        scale = gaps[1].max() / gaps[0].max()  # the box of another pose has another size
+        assert np.allclose(gaps[1], scale * gaps[0], atol=1e-4) and not np.allclose(one, other, atol=0.1)
+    assert np.array_equal(turned.batch(np.arange(3))["points"], there["points"])
+    assert sample("medpoints", task="completion").slices() == {}
+
+
 @pytest.mark.parametrize("key", ["medpoints", "anatomy-bones"])
 def test_partial_and_whole_share_a_frame(key):
     data = sample(key, task="completion", points=700)  # more than there are, so that every point is in the batch

@@ -128,6 +128,10 @@ class Dataset:
             f"{self.name} cannot predict on files yet; use `zoo eval`, or implement inference() in its adapter"
         )
 
+    def slices(self) -> dict[str, Part]:
+        """Further views of the test part that a finished run is measured on, by name; for records, not for boards."""
+        return {}
+
     # what every adapter has ---------------------------------------------------------------------------------------
 
     @classmethod

@@ -20,7 +20,8 @@ points around one of them, drawn at random, are taken away.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Drawing:
     own_frames: bool = False
     cut: bool = False  #: completion: take the partial cloud out of the whole
     carry: bool = False  #: segmentation: add `nearest` and `all_label`
+    turned: bool = False  #: evaluation: each cloud in a random pose of its own, the same points of it
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
 
@@ -62,6 +64,12 @@ class Clouds(Part):
         rows = [self._one(int(i), None if seeds is None else int(seed)) for i, seed in _pairs(index, seeds)]
         return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
 
+    def turned(self) -> Clouds:
+        """The same samples, each in a random pose of its own."""
+        other = copy(self)
+        other.how = replace(self.how, turned=True)
+        return other
+
     def cloud(self, i: int) -> np.ndarray:
         """All points of sample `i` in the units of its file, (M, 3) float64."""
         return self.to_file_units(i, self._span("xyz", "start", i))
@@ -80,6 +88,8 @@ class Clouds(Part):
         rng = generator("evaluation", str(self.ids[i])) if seed is None else generator(seed, "cloud")
         xyz = self._span("xyz", "start", i)
         turn = None if seed is None or how.rotate == "none" else rotation(rng, how.rotate)
+        if seed is None and how.turned:
+            turn = rotation(generator("pose", str(self.ids[i])), "so3")
         row = {}
         if how.task == "completion":
             given = without_nearest(xyz, rng) if how.cut else np.arange(len(xyz))

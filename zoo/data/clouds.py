@@ -169,6 +169,10 @@ class PointClouds(Dataset):
         }
         self.per_class = {name: given.count(name) for name in names} if any(given) else {}
 
+    def slices(self) -> dict[str, Part]:
+        """`turned`: the test clouds in random poses, where labels do not turn with them."""
+        return {} if self.task == "completion" else {"turned": self.part("test").turned()}
+
     def check(self) -> dict:
         """As for every adapter; the files' hashes as one, which is compared with the published copy's."""
         facts = super().check()

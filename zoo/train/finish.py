@@ -51,14 +51,16 @@ def finish(s, run: Path, done: dict, console: Console) -> Path:
     if not s.fitted:
         s.task.to(device)
     began = time.perf_counter()
-    rows = collect(s.task, data, s.dataset.part("test"), device=device, precision=s.config.precision, ranks=ranks)
+    how = {"device": device, "precision": s.config.precision, "ranks": ranks}
+    rows = collect(s.task, data, s.dataset.part("test"), **how)
     eval_seconds = time.perf_counter() - began
+    sliced = {name: collect(s.task, data, part, **how) for name, part in s.dataset.slices().items()}
     if ranks["rank"]:
         return run
     s.task.to("cpu") if not s.fitted else None
     s.task.model.save(run, s.recipe.model["name"])
     save_rows(run / "predictions.npz", rows)
-    record = _record(s, run, rows, done, eval_seconds)
+    record = _record(s, run, rows, sliced, done, eval_seconds)
     if (run / "metrics.csv").is_file():
         plots.curves(run)
     s.task.pictures(run / "plots", rows, s.dataset.part("test"))
@@ -85,7 +87,7 @@ def score(s, rows) -> dict[str, Metric]:
     }
 
 
-def _record(s, run: Path, rows, done: dict, eval_seconds: float) -> Record:
+def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float) -> Record:
     floor = metrics.compute(
         s.task.rows, s.task.trivial(s.dataset.part("train"), s.dataset.part("test")), **s.task.metric_options()
     )
@@ -131,6 +133,7 @@ def _record(s, run: Path, rows, done: dict, eval_seconds: float) -> Record:
         metrics=score(s, rows),
         interval=Interval(method="percentile bootstrap over groups", level=LEVEL, resamples=RESAMPLES, seed=0),
         floor=floor,
+        slices={name: score(s, part) for name, part in sliced.items()},
         predictions=Predictions(
             sha256=hash_file(run / "predictions.npz"),
             rows=len(rows["id"]),
@@ -221,6 +224,10 @@ def summary(record: Record, run: Path) -> list[str]:
         floor = record.floor.get(name)
         star = " *" if name == record.primary else ""
         lines.append(f"{name + star:<20}{value:>10}   {bounds:<20}{'' if floor is None else f'{floor:.4f}':>10}")
+    for name, values in record.slices.items():
+        metric = values[record.primary]
+        lines.append(f"{name}: {record.primary} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]"
+                     if metric.low is not None else f"{name}: {record.primary} {metric.value}")  # fmt: skip
     lines += [
         "",
         f"run: {run}",
