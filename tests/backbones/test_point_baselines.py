@@ -10,11 +10,12 @@ from statezoo.zoo.api import create_dataset, create_model
 from statezoo.zoo.backbones.base import parameter_count
 from statezoo.zoo.backbones.baselines.dgcnn import DGCNN
 from statezoo.zoo.backbones.baselines.distance_knn import DistanceKNN
+from statezoo.zoo.backbones.baselines.point_transformer import PointTransformer
 from statezoo.zoo.backbones.baselines.pointnet import PointNet, PointNetSegmenter
 from statezoo.zoo.backbones.baselines.pointnet2 import PointNet2
 
 DATA = os.environ.get("STATEZOO_DATA")
-NETWORKS = {"pointnet": PointNet, "pointnet2": PointNet2, "dgcnn": DGCNN}
+NETWORKS = {"pointnet": PointNet, "pointnet2": PointNet2, "dgcnn": DGCNN, "point_transformer": PointTransformer}
 
 
 def network(name, outputs=5):
@@ -28,7 +29,13 @@ def clouds(points=96, seed=0):
 
 @pytest.mark.parametrize(
     ("name", "count"),  # with 46 classes: what tables state; other implementations differ in biases and transforms
-    [("pointnet", 3_475_511), ("pointnet2", 1_473_902), ("dgcnn", 1_810_862), ("pointnet_seg", 3_535_415)],
+    [
+        ("pointnet", 3_475_511),
+        ("pointnet2", 1_473_902),
+        ("dgcnn", 1_810_862),
+        ("pointnet_seg", 3_535_415),
+        ("point_transformer", 2_808_426),
+    ],
 )
 def test_parameter_counts(name, count):
     assert parameter_count(create_model(name, num_outputs=46)) == count

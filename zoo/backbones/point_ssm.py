@@ -240,7 +240,13 @@ class PointSegmenter(_PointModel):
     """Point SSM with a decoder: a class for each point of a cloud."""
 
     serves = ("segmentation",)
-    configs = {"point_ssm_seg": {}}
+    configs = {
+        "point_ssm_seg": {},
+        "point_ssm_seg_small": {
+            "encoder": {"sizes": [512, 256, 128], "widths": [32, 64, 128], "dense": [128], "k": 16, "d_state": 16},
+            "widths": [128, 64, 64], "idle_attention": False,
+        },
+    }  # fmt: skip
     inputs = ("points",)
     given = ("num_outputs",)
     tiny = {
@@ -299,7 +305,12 @@ class PointCompleter(_PointModel):
     """Point SSM with a folding decoder: a whole cloud from a part, given its class."""
 
     serves = ("completion",)
-    configs = {"point_ssm_cpl": {}}
+    configs = {
+        "point_ssm_cpl": {},
+        "point_ssm_cpl_small": {
+            "encoder": {"sizes": [256, 128, 64], "widths": [32, 64, 128], "dense": [256], "k": 16, "d_state": 16},
+        },
+    }  # fmt: skip
     inputs = ("points", "category")
     given = ("num_categories",)
     tiny = {
