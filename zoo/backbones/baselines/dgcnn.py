@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...geometry.neighbours import gather, knn
-from ..base import Model
-from .pointnet import dense
+from ._points import Headed, dense
 
 SLOPE = 0.2
 
@@ -35,14 +34,11 @@ class _EdgeConv(nn.Module):
         return edges.amax(2)
 
 
-class DGCNN(Model):
+class DGCNN(Headed):
     """DGCNN: a class for each cloud by edge convolutions."""
 
     serves = ("classification",)
     configs = {"dgcnn": {}}
-    accepts = ("points",)
-    inputs = ("points",)
-    given = ("num_outputs",)
     tiny = {"widths": (16, 32), "k": 8, "code": 64, "dropout": 0.0}
 
     def __init__(
@@ -60,12 +56,8 @@ class DGCNN(Model):
         self.edges = nn.ModuleList(_EdgeConv(a, b, k) for a, b in zip(ends, ends[1:], strict=False))
         self.fuse, self.norm = nn.Linear(sum(widths), code, bias=False), nn.BatchNorm1d(code)
         self.dense = dense(2 * code, code // 2, code // 4, dropout=dropout)
+        self.width = code // 4
         self.reset_head(num_outputs)
-
-    def reset_head(self, num_outputs: int) -> None:
-        """A new head; 0: none."""
-        size = self.dense[-4].out_features
-        self.head = nn.Linear(size, num_outputs) if num_outputs else nn.Identity()
 
     def forward_features(self, points: Tensor) -> Tensor:
         """Points (B, N, 3) to (B, code / 4)."""
@@ -75,7 +67,3 @@ class DGCNN(Model):
         x = self.fuse(torch.cat(found[1:], -1))
         x = F.leaky_relu(self.norm(x.flatten(0, 1)).view_as(x), SLOPE)
         return self.dense(torch.cat([x.amax(1), x.mean(1)], -1))
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features to scores (B, num_outputs)."""
-        return self.head(features)

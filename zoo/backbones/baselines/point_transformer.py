@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...geometry.fps import farthest_points
 from ...geometry.neighbours import gather, knn
-from ..base import Model
+from ._points import Headed
 
 
 class _Attention(nn.Module):
@@ -52,14 +52,11 @@ def _normed(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     return norm(x.flatten(0, -2)).view_as(x)
 
 
-class PointTransformer(Model):
+class PointTransformer(Headed):
     """Point Transformer: a class for each cloud by vector attention among neighbours."""
 
     serves = ("classification",)
     configs = {"point_transformer": {}}
-    accepts = ("points",)
-    inputs = ("points",)
-    given = ("num_outputs",)
     tiny = {"widths": (16, 32), "shrink": 4, "k": 8}
 
     def __init__(
@@ -81,11 +78,8 @@ class PointTransformer(Model):
         self.dense = nn.Sequential(
             nn.Linear(c, c // 2), nn.ReLU(), nn.Dropout(dropout), nn.Linear(c // 2, c // 4), nn.ReLU()
         )
+        self.width = c // 4
         self.reset_head(num_outputs)
-
-    def reset_head(self, num_outputs: int) -> None:
-        """A new head; 0: none."""
-        self.head = nn.Linear(self.dense[-2].out_features, num_outputs) if num_outputs else nn.Identity()
 
     def forward_features(self, points: Tensor) -> Tensor:
         """Points (B, N, 3) to (B, widths[-1] / 4)."""
@@ -103,7 +97,3 @@ class PointTransformer(Model):
     @torch.no_grad()
     def _near(self, query: Tensor, points: Tensor) -> Tensor:
         return knn(query, points, min(self.k, points.shape[1]))[1]
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features to scores (B, num_outputs)."""
-        return self.head(features)

@@ -11,23 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..base import Model
-
-
-def shared(*widths: int) -> nn.Sequential:
-    """Linear, batch norm and ReLU for every point of (B, C, N), layer by layer."""
-    layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
-        layers += [nn.Conv1d(a, b, 1, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-def dense(*widths: int, dropout: float = 0.0) -> nn.Sequential:
-    """The same for vectors (B, C), dropout behind each layer."""
-    layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers)
+from ._points import Headed, dense, shared
 
 
 class _Transform(nn.Module):
@@ -64,14 +48,11 @@ class _Body(nn.Module):
         return f, self.second(f).amax(2)
 
 
-class PointNet(Model):
+class PointNet(Headed):
     """PointNet: a class for each cloud."""
 
     serves = ("classification",)
     configs = {"pointnet": {}}
-    accepts = ("points",)
-    inputs = ("points",)
-    given = ("num_outputs",)
     tiny = {"widths": (32, 64, 128), "dropout": 0.0, "transforms": False}
 
     def __init__(
@@ -86,30 +67,19 @@ class PointNet(Model):
         super().__init__()
         self.body, c = _Body(widths, transforms), widths[-1]
         self.dense = dense(c, c // 2, c // 4, dropout=dropout)
+        self.width = c // 4
         self.reset_head(num_outputs)
-
-    def reset_head(self, num_outputs: int) -> None:
-        """A new head; 0: none."""
-        size = self.dense[-4].out_features
-        self.head = nn.Linear(size, num_outputs) if num_outputs else nn.Identity()
 
     def forward_features(self, points: Tensor) -> Tensor:
         """Points (B, N, 3) to (B, widths[-1] / 4)."""
         return self.dense(self.body(points)[1])
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features to scores (B, num_outputs)."""
-        return self.head(features)
 
-
-class PointNetSegmenter(Model):
+class PointNetSegmenter(Headed):
     """PointNet for segmentation: each point's features beside those of the cloud."""
 
     serves = ("segmentation",)
     configs = {"pointnet_seg": {}}
-    accepts = ("points",)
-    inputs = ("points",)
-    given = ("num_outputs",)
     tiny = {"widths": (32, 64, 128), "transforms": False}
 
     def __init__(self, num_outputs: int, *, widths: tuple[int, int, int] = (64, 128, 1024), transforms: bool = True):
@@ -118,17 +88,10 @@ class PointNetSegmenter(Model):
         a, b, c = widths
         self.body = _Body(widths, transforms)
         self.points = shared(a + c, c // 2, c // 4, b)
+        self.width = b
         self.reset_head(num_outputs)
-
-    def reset_head(self, num_outputs: int) -> None:
-        """A new head; 0: none."""
-        self.head = nn.Linear(self.points[-2].num_features, num_outputs) if num_outputs else nn.Identity()
 
     def forward_features(self, points: Tensor) -> Tensor:
         """Points (B, N, 3) to features (B, N, widths[1])."""
         f, g = self.body(points)
         return self.points(torch.cat([f, g[:, :, None].expand(-1, -1, f.shape[2])], 1)).transpose(1, 2)
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features to scores (B, N, num_outputs)."""
-        return self.head(features)

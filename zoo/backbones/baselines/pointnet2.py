@@ -11,25 +11,14 @@ from torch import Tensor, nn
 
 from ...geometry.fps import farthest_points
 from ...geometry.neighbours import ball, gather
-from ..base import Model
-from .pointnet import dense
+from ._points import Headed, dense
 
 
-def _mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-class PointNet2(Model):
+class PointNet2(Headed):
     """PointNet++: a class for each cloud by PointNets over nested balls."""
 
     serves = ("classification",)
     configs = {"pointnet2": {}}
-    accepts = ("points",)
-    inputs = ("points",)
-    given = ("num_outputs",)
     tiny = {"sizes": (64, 16), "widths": (16, 32, 64), "k": 8, "dropout": 0.0}
 
     def __init__(
@@ -49,18 +38,14 @@ class PointNet2(Model):
         self.sizes, self.radii, self.k = tuple(sizes), tuple(radii), k
         self.levels, before = nn.ModuleList(), 0
         for width in widths[:-1]:
-            mlp = _mlp(before + 3, width // 2, width // 2, width)
+            mlp = dense(before + 3, width // 2, width // 2, width)
             self.levels.append(PointNetConv(mlp, add_self_loops=False))
             before = width
         c = widths[-1]
-        self.cloud = _mlp(before + 3, before, c // 2, c)
+        self.cloud = dense(before + 3, before, c // 2, c)
         self.dense = dense(c, c // 2, c // 4, dropout=dropout)
+        self.width = c // 4
         self.reset_head(num_outputs)
-
-    def reset_head(self, num_outputs: int) -> None:
-        """A new head; 0: none."""
-        size = self.dense[-4].out_features
-        self.head = nn.Linear(size, num_outputs) if num_outputs else nn.Identity()
 
     def forward_features(self, points: Tensor) -> Tensor:
         """Points (B, N, 3) to (B, widths[-1] / 4)."""
@@ -77,7 +62,3 @@ class PointNet2(Model):
             points, features = centres, made.unflatten(0, (batch, size))
         x = torch.cat([features, points], -1)
         return self.dense(self.cloud(x.flatten(0, 1)).unflatten(0, (batch, -1)).amax(1))
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features to scores (B, num_outputs)."""
-        return self.head(features)
