@@ -16,6 +16,7 @@ from torch import Tensor
 from ..zoo import plots
 from ..zoo.backbones.base import Fitted, Model
 from ..zoo.data.base import Part
+from ..zoo.data.ply import write_cloud
 from ..zoo.data.spec import Spec
 from ..zoo.geometry.distances import chamfer, density_aware_chamfer, earth_mover
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
@@ -64,6 +65,11 @@ class Completion(Task):
             few = (cloud[:, : self.emd_points] for cloud in (outputs, target))
             rows["emd"] = earth_mover(*few).cpu().numpy()
         return rows
+
+    def write_files(self, outputs: Tensor, batch: dict[str, Tensor], part: Part, folder: Path) -> None:
+        """The completed clouds, in the units of their files, as `<id>.ply`."""
+        for i, points in zip(batch["index"].tolist(), outputs.float().cpu().numpy(), strict=True):
+            write_cloud(folder / f"{part.ids[i]}.ply", part.to_file_units(i, points))
 
     def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
         """Three samples: what came in, what was made of it, and the whole."""

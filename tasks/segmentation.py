@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..zoo import plots
 from ..zoo.backbones.base import Fitted, Model
 from ..zoo.data.base import Part
+from ..zoo.data.ply import write_cloud
 from ..zoo.data.spec import Spec
 from ..zoo.nn.losses import soft_dice
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
@@ -45,6 +46,13 @@ class Segmentation(Task):
         if "nearest" in batch:
             guess, label = guess.gather(1, batch["nearest"].long()), batch["all_label"].long()
         return {"counts": confusion(label.cpu().numpy(), guess.cpu().numpy(), outputs.shape[2])}
+
+    def write_files(self, outputs: Tensor, batch: dict[str, Tensor], part: Part, folder: Path) -> None:
+        """Every point of each cloud with its class number `label`, in the units of its file, as `<id>.ply`."""
+        guess = outputs.argmax(2).gather(1, batch["nearest"].long()).cpu().numpy()
+        for i, labels in zip(batch["index"].tolist(), guess, strict=True):
+            points = part.cloud(i)
+            write_cloud(folder / f"{part.ids[i]}.ply", points, label=labels[: len(points)])
 
     def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
         """The confusion matrix over all units; for point clouds three samples by prediction, label and error."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ZooError
+from ..files import atomic
 
 TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
@@ -208,3 +209,9 @@ def write_ply(file: Path, xyz: np.ndarray, **columns: np.ndarray) -> None:
     properties = "".join(f"property {kinds[dtype[name].str]} {name}\n" for name in table)
     head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{properties}end_header\n"
     file.write_bytes(head.encode() + rows.tobytes())
+
+
+def write_cloud(file: Path, xyz: np.ndarray, **columns: np.ndarray) -> None:
+    """The same, whole or not at all, in folders that are made where they are missing."""
+    with atomic(file) as temporary:
+        write_ply(temporary, xyz, **columns)

@@ -51,15 +51,25 @@ def evaluate_run(run: Path) -> tuple[dict, list[str]]:
 
 
 def predict(run: Path, source: Path, *, out: Path | None, top: int, features: bool) -> tuple[dict, list[str]]:
-    """Predict on a file or folder without labels and write a table (.parquet or .csv)."""
+    """Predict on a file or folder without labels: a table (.parquet or .csv), or a folder of clouds (.ply)."""
     if not source.exists():
         raise ZooError(f"{source}: no such file or folder; check the path")
     with quiet_lightning():
         s = open_run(run)
         part = s.dataset.inference(source, run / "prep")
-        table = _features(s, part) if features else _predictions(s, part, top)
-    out = out or run / ("features.parquet" if features else "predictions.parquet")
-    _write_table(out, table)
+        missing = [name for name in s.task.model.inputs if name not in part.batch(np.arange(1))]
+        if missing:
+            raise ZooError(
+                f"{source}: gives no {missing[0]}, which the model needs; see `zoo data describe {s.dataset.name}`"
+            )
+        if not features and hasattr(s.task, "write_files"):
+            out = out or run / "predictions"
+            for batch in _batches(s, part):
+                s.task.write_files(s.task.outputs(batch), batch, part, out)
+        else:
+            table = _features(s, part) if features else _predictions(s, part, top)
+            out = out or run / ("features.parquet" if features else "predictions.parquet")
+            _write_table(out, table)
     ignored = {name: n for name, n in s.dataset.counts.items() if n and name.startswith("events_of_unknown")}
     lines = [
         f"{len(part)} samples -> {out}",
@@ -98,7 +108,9 @@ def _features(s: Session, part: Part) -> dict[str, np.ndarray]:
     found = []
     for batch in _batches(s, part):
         features = s.task.model.forward_features(*s.task.inputs(batch))
-        if features.ndim == 3:  # a sequence: its last valid step stands for it
+        if features.ndim == 3 and s.spec.inputs.kind == "points":
+            features = features.amax(1)
+        elif features.ndim == 3:  # a sequence: its last valid step stands for it
             last = batch["length"] - 1 if "length" in batch else torch.full((len(features),), features.shape[1] - 1)
             features = features[torch.arange(len(features)), last]
         found.append(features.float().cpu().numpy())
