@@ -197,11 +197,11 @@ def _eager_backward(u, dt, A, B, C, extra, keep, h, dy, dh, buffers):
 
 
 def _plan(batch: int, channels: int, states: int, compiled: bool) -> tuple[int, int]:
-    """Sequences scanned together and steps of a block: its buffers stay in the second-level cache."""
+    """Sequences scanned together and steps of a block: its buffers stay in the cache that the cores share."""
     if compiled:
         return batch, 16
     together = min(batch, max(1, (1 << 16) // (channels * states)))
-    return together, max(4, min(64, (1 << 18) // (together * channels * states)))
+    return together, max(4, min(64, (1 << 20) // (together * channels * states)))
 
 
 class _Blocks:
