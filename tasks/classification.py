@@ -19,6 +19,7 @@ from ..zoo.data.base import Dataset, Part
 from ..zoo.data.spec import Spec
 from ..zoo.errors import ZooError
 from ..zoo.train.task import Rows, Task, with_ids
+from .segmentation import confusion
 
 
 class Classification(Task):
@@ -67,7 +68,8 @@ class Classification(Task):
     def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
         """The confusion matrix; for point clouds the scan orders of a model that has some."""
         names = self.spec.outputs.classes
-        plots.confusion(folder / "confusion.png", matrix(rows["target"], rows["prob"].argmax(1), len(names)), names)
+        counts = confusion(rows["target"][None], rows["prob"].argmax(1)[None], len(names))[0]
+        plots.confusion(folder / "confusion.png", counts, names)
         if hasattr(self.model, "scan_orders"):
             points, orders = self.model.scan_orders(torch.from_numpy(part.batch(np.arange(1))["points"]))
             shown = {name: order[0].numpy() for name, order in orders.items()}
@@ -77,8 +79,3 @@ class Classification(Task):
         """The most probable class and its probability per sample."""
         prob = outputs.double().softmax(1).cpu().numpy()
         return {"class": np.array(self.spec.outputs.classes)[prob.argmax(1)], "probability": prob.max(1)}
-
-
-def matrix(target: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
-    """Counts (C, C) of [true, predicted]."""
-    return np.bincount(target * classes + guess, minlength=classes**2).reshape(classes, classes)

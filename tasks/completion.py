@@ -73,11 +73,7 @@ class Completion(Task):
 
     def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
         """Three samples: what came in, what was made of it, and the whole."""
-        arrays = part.batch(np.arange(min(3, len(part))))
-        batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        self.eval()
-        with torch.inference_mode():
-            made = self.outputs(batch).numpy()
+        arrays, made = self.few(part)
         parts = {"partial": arrays["points"], "completed": made, "whole": arrays["target"]}
         shown = [
             {title: (clouds[i], np.full(clouds.shape[1], k)) for k, (title, clouds) in enumerate(parts.items())}

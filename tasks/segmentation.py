@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,11 +59,8 @@ class Segmentation(Task):
         plots.confusion(folder / "confusion.png", rows["counts"].sum(0), names)
         if self.spec.inputs.kind != "points":
             return
-        arrays = part.batch(np.arange(min(3, len(part))))
-        self.eval()
-        with torch.inference_mode():
-            guess = self.outputs({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()})
-        found = zip(arrays["points"], arrays["label"], guess.argmax(2).numpy(), strict=True)
+        arrays, scores = self.few(part)
+        found = zip(arrays["points"], arrays["label"], scores.argmax(2), strict=True)
         shown = [_clouds(*sample, len(names)) for sample in found]
         plots.clouds(folder / "clouds.png", shown, [*names, "right", "wrong"])
 

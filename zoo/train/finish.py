@@ -210,6 +210,11 @@ def peak_memory(device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def _shown(metric: Metric) -> tuple[str, str]:
+    bounds = "" if metric.low is None else f"[{metric.low:.4f}, {metric.high:.4f}]"
+    return "undefined" if metric.value is None else f"{metric.value:.4f}", bounds
+
+
 def summary(record: Record, run: Path) -> list[str]:
     """The table that a run ends with, where it lies, and what to try next."""
     what = "SYNTHETIC SAMPLE of " if record.benchmark.sample else ""
@@ -219,15 +224,12 @@ def summary(record: Record, run: Path) -> list[str]:
         f"{'metric':<20}{'value':>10}   {'95 % interval':<20}{'floor':>10}",
     ]
     for name, metric in record.metrics.items():
-        bounds = "" if metric.low is None else f"[{metric.low:.4f}, {metric.high:.4f}]"
-        value = "undefined" if metric.value is None else f"{metric.value:.4f}"
+        value, bounds = _shown(metric)
         floor = record.floor.get(name)
         star = " *" if name == record.primary else ""
         lines.append(f"{name + star:<20}{value:>10}   {bounds:<20}{'' if floor is None else f'{floor:.4f}':>10}")
     for name, values in record.slices.items():
-        metric = values[record.primary]
-        lines.append(f"{name}: {record.primary} {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]"
-                     if metric.low is not None else f"{name}: {record.primary} {metric.value}")  # fmt: skip
+        lines.append(" ".join([f"{name}: {record.primary}", *_shown(values[record.primary])]).rstrip())
     lines += [
         "",
         f"run: {run}",

@@ -57,7 +57,8 @@ def predict(run: Path, source: Path, *, out: Path | None, top: int, features: bo
     with quiet_lightning():
         s = open_run(run)
         part = s.dataset.inference(source, run / "prep")
-        missing = [name for name in s.task.model.inputs if name not in part.batch(np.arange(1))]
+        given = part.batch(np.arange(1))
+        missing = [name for name in s.task.model.inputs if name not in given]
         if missing:
             raise ZooError(
                 f"{source}: gives no {missing[0]}, which the model needs; see `zoo data describe {s.dataset.name}`"

@@ -89,6 +89,14 @@ class Task(L.LightningModule):
             return torch.from_numpy(np.array(self.model.predict(**arrays)))
         return self.model(*self.inputs(batch))
 
+    def few(self, part: Part, count: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The first samples of a part and the model's outputs for them, for pictures."""
+        arrays = part.batch(np.arange(min(count, len(part))))
+        self.eval()
+        with torch.inference_mode():
+            outputs = self.outputs({name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()})
+        return arrays, outputs.numpy()
+
     def batch_rows(self, batch: dict[str, Tensor]) -> Rows:
         """Rows of one evaluation batch, with the sample numbers as `index`."""
         outputs = self.outputs(batch)
