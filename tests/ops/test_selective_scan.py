@@ -128,15 +128,15 @@ def test_a_group_axis_of_one_is_none():
 @pytest.mark.parametrize(("together", "block"), [(2, 1), (1, 2), (2, 5), (1, 13), (2, 64)])
 def test_blocks_of_any_size_agree(together, block, monkeypatch):
     given = problem(OPTIONS, groups=2)
-    monkeypatch.setattr(module, "_plan", lambda *shape: (together, block))
+    monkeypatch.setattr(module.blocks, "plan", lambda *shape: (together, block))
     same(solve(given, "torch"), solve(given, "reference"))
 
 
 def test_a_block_fits_the_cache_and_is_never_empty():
-    assert module._plan(1, 1, 1, False) == (1, 64)
-    assert module._plan(64, 4096, 64, False) == (1, 4)
+    assert module.blocks.plan(1, 1, 1, False) == (1, 64)
+    assert module.blocks.plan(64, 4096, 64, False) == (1, 4)
     for batch, channels, states in ((2, 64, 16), (8, 256, 16), (1, 1024, 16), (2048, 256, 64)):
-        together, block = module._plan(batch, channels, states, False)
+        together, block = module.blocks.plan(batch, channels, states, False)
         assert 1 <= together <= batch and block * together * channels * states <= 1 << 20
 
 
@@ -237,6 +237,27 @@ def test_gradients_reach_the_initial_state_through_the_final_one():
     torch.testing.assert_close(gradient, (given["dt"].sum(1)[..., None] * given["A"]).exp(), **EXACT)
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_without_the_final_state_outputs_and_gradients_are_the_same(backend):
+    given = problem(OPTIONS, steps=70, groups=2)
+    leaves = [t for t in given.values() if isinstance(t, torch.Tensor) and t.requires_grad]
+    with use_backend(backend):
+        (wanted, _), (y, final) = selective_scan(**given), selective_scan(**given, final=False)
+        assert final is None and torch.equal(y, wanted)
+        for one, other in zip(*(torch.autograd.grad(x.sin().sum(), leaves) for x in (y, wanted)), strict=True):
+            torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_without_gradients_no_states_are_kept_and_outputs_are_the_same():
+    given = problem(OPTIONS, steps=70, groups=2)
+    wanted = selective_scan(**given)
+    with torch.no_grad():
+        for one, other in zip(selective_scan(**given), wanted, strict=True):
+            assert torch.equal(one, other)
+    *_, before = torch.ops.statezoo.selective_scan(*op_arguments(OPTIONS, False), "torch", True, False)
+    assert not before.numel()
+
+
 def test_a_second_derivative_is_refused():
     given = problem()
     y, _ = selective_scan(**given)
@@ -247,25 +268,24 @@ def test_a_second_derivative_is_refused():
 
 def op_arguments(options, requires_grad=True):
     given = problem(options, steps=9, groups=2, dtype=torch.float32)
-    initial = given["initial"] if given["initial"] is not None else torch.zeros(2, 6, 3)
     keep = None if given["segments"] is None else module.same_segment(given["segments"])
-    tensors = [given[name] for name in ("u", "dt", "A", "B", "C", "log_decay")]
-    return (*(t if requires_grad or t is None else t.detach() for t in (*tensors, initial)), keep, False)
+    tensors = [given[name] for name in ("u", "dt", "A", "B", "C", "log_decay", "initial")]
+    return *(t if requires_grad or t is None else t.detach() for t in tensors), keep
 
 
 @pytest.mark.parametrize("requires_grad", [True, False])
 @pytest.mark.parametrize("options", [(), OPTIONS], ids="-".join)
 def test_opcheck(options, requires_grad):
     arguments = op_arguments(options, requires_grad)
-    found = torch.library.opcheck(torch.ops.statezoo.selective_scan.default, arguments)
+    found = torch.library.opcheck(torch.ops.statezoo.selective_scan.default, (*arguments, "torch", True, requires_grad))
     assert found and set(found.values()) == {"SUCCESS"}, found
 
 
 @pytest.mark.parametrize("options", [(), OPTIONS], ids="-".join)
 def test_opcheck_of_backward(options):
-    *tensors, initial, keep, compiled = op_arguments(options, False)
-    y, final, before = torch.ops.statezoo.selective_scan(*tensors, initial, keep, compiled)
-    arguments = (*tensors, keep, before, torch.ones_like(y), torch.ones_like(final), compiled)
+    given = op_arguments(options, False)
+    y, final, before = torch.ops.statezoo.selective_scan(*given, "torch", True, True)
+    arguments = (*given, before, torch.ones_like(y), torch.ones_like(final), "torch")
     found = torch.library.opcheck(torch.ops.statezoo.selective_scan_backward.default, arguments)
     assert found and set(found.values()) == {"SUCCESS"}, found
 
@@ -318,13 +338,87 @@ def test_a_compiled_function_takes_inductor_and_equals_eager():
         torch.testing.assert_close(one, other, **EXACT)
 
 
+INTERPRETED = """
+import torch
+from statezoo.zoo.ops import _selective_scan_triton as kernel
+from statezoo.zoo.ops.selective_scan import _reference
+
+draw = torch.Generator().manual_seed(0)
+kernel.CHANNELS, kernel.PROGRAMS = 16, 2  # two tiles a group, two sequences a program
+for batch, steps, channels, groups, states, options in ((2, 37, 18, 1, 2, True), (2, 5, 6, 3, 2, False)):
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw).requires_grad_()
+
+    wide, shared = (batch, steps, channels), (batch, steps, groups, states)
+    given = [normal(*wide), normal(*wide).detach().abs().requires_grad_(), normal(channels, states), *(
+        normal(*shared) for _ in range(2))]
+    given[2] = (-given[2].detach().abs()).requires_grad_()
+    extra = normal(*wide).detach().abs().neg().requires_grad_()
+    given += [extra, normal(batch, channels, states)] if options else [None, None]
+    keep = torch.rand(batch, steps, generator=draw) < 0.8 if options else None
+    ours = torch.ops.statezoo.selective_scan(*given, keep, "triton", True, True)[:2]
+    theirs = _reference(*(None if t is None else t.double() for t in given), keep, True)
+    weights, leaves = [torch.randn(t.shape, generator=draw) for t in ours], [t for t in given if t is not None]
+    both = []
+    for found in (ours, theirs):
+        loss = sum((t * w).sum() for t, w in zip(found, weights))
+        both.append([*found, *torch.autograd.grad(loss, leaves)])
+    for one, other in zip(*both, strict=True):
+        error = (one.double() - other).norm() / other.norm()
+        assert error < 1e-5, error
+"""
+
+
+def test_the_triton_kernels_interpreted():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def on_gpu(given):
+    return {
+        name: t.detach().cuda().requires_grad_(t.is_floating_point()) if isinstance(t, torch.Tensor) else t
+        for name, t in given.items()
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape", [(2, 13, 6, 3, 1), (1, 1, 1, 1, 1), (3, 300, 140, 5, 2), (70, 33, 96, 64, 3)], ids=str
+)
+@pytest.mark.parametrize("options", [(), *((one,) for one in OPTIONS), OPTIONS], ids="-".join)
+def test_triton_on_a_gpu(options, shape):
+    shape = dict(zip(("batch", "steps", "channels", "states", "groups"), shape, strict=True))
+    exact, given = (problem(options, **shape, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    found = [solve(on_gpu(given), "triton") for _ in range(2)]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert worst({name: t.cpu() for name, t in found[0].items()}, solve(exact, "torch")) < FLOAT32
+
+
+@pytest.mark.gpu
+def test_extreme_time_steps_in_triton():
+    torch.manual_seed(0)
+    wanted = solve(extreme(torch.float64), "reference")
+    torch.manual_seed(0)
+    ours = {name: t.cpu() for name, t in solve(on_gpu(extreme(torch.float32)), "triton").items()}
+    assert all(t.isfinite().all() for t in ours.values()) and worst(ours, wanted) < FLOAT32
+
+
+def test_triton_objects_to_what_it_does_not_serve():
+    from statezoo.zoo.ops.backends import Call, explain
+
+    assert explain("selective_scan")["triton"] in ("serves float32 on CUDA", "Triton is not installed")
+    assert explain("selective_scan", Call("cuda", torch.float64))["triton"] == explain("selective_scan")["triton"]
+
+
 # memory ---------------------------------------------------------------------------------------------------------------
 
 
 def sizes(batch, steps, channels, states):
     """Bytes in float32 of the inputs, the outputs, the states between blocks, and of all states."""
     wide, shared, state = batch * steps * channels, batch * steps * states, batch * channels * states
-    between = -(-steps // module._plan(batch, channels, states, False)[1]) * state
+    between = -(-steps // module.blocks.plan(batch, channels, states, False)[1]) * state
     inputs, outputs = 2 * wide + 2 * shared + channels * states + state, wide + state
     return {"inputs": 4 * inputs, "outputs": 4 * outputs, "between": 4 * between, "all": 4 * steps * state}
 

@@ -100,7 +100,7 @@ class Along(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         dt = F.softplus(torch.einsum("blkr,ker->blke", r, self.dt_proj).to(wide) + self.dt_bias.to(wide)).flatten(2)
         values = along.flatten(2).to(wide)
-        y, _ = selective_scan(dt * values, dt, -self.A_log.to(wide).exp(), B.to(wide), C.to(wide))
+        y, _ = selective_scan(dt * values, dt, -self.A_log.to(wide).exp(), B.to(wide), C.to(wide), final=False)
         y = (y + self.D.to(wide) * values).unflatten(2, (self.paths, -1)).to(x.dtype)
         y = sum(take(y[:, :, k], inverse) for k, inverse in enumerate(inverses.unbind(1)))
         return self.finish(x + self.out_proj(y * F.leaky_relu(z)), c)

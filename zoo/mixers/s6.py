@@ -116,12 +116,16 @@ class S6(Mixer):
             u = torch.where(ctx.write[..., None], u, 0)
         return Parts(x, z, u, dt, B, C, conv)
 
-    def scan(self, parts: Parts, ctx: SeqContext = NOTHING, state: State | None = None) -> tuple[Tensor, Tensor]:
-        """The mixed values (B, L, E, 1) and the state (B, E, N) behind the last step."""
-        y, final = self._scan(parts, ctx, state, parts.C)
-        return y[..., None], final
+    def scan(
+        self, parts: Parts, ctx: SeqContext = NOTHING, state: State | None = None, final: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """The mixed values (B, L, E, 1) and the state (B, E, N) behind the last step, None without `final`."""
+        y, last = self._scan(parts, ctx, state, parts.C, final)
+        return y[..., None], last
 
-    def _scan(self, parts: Parts, ctx: SeqContext, state: State | None, C: Tensor) -> tuple[Tensor, Tensor]:
+    def _scan(
+        self, parts: Parts, ctx: SeqContext, state: State | None, C: Tensor, final: bool
+    ) -> tuple[Tensor, Tensor | None]:
         extra = None
         if ctx.log_decay is not None:
             extra = ctx.log_decay.to(parts.dt.dtype).expand_as(parts.dt)
@@ -129,13 +133,13 @@ class S6(Mixer):
             extra = extra if valid is None else torch.where(valid[..., None], extra, 0)
         return selective_scan(
             parts.u, parts.dt, -self.A_log.to(parts.dt.dtype).exp(), parts.B, C, log_decay=extra,
-            initial=None if state is None else state["ssm"].to(parts.dt.dtype), segments=ctx.segments,
+            initial=None if state is None else state["ssm"].to(parts.dt.dtype), segments=ctx.segments, final=final,
         )  # fmt: skip
 
     def states(self, parts: Parts, ctx: SeqContext = NOTHING, state: State | None = None) -> Tensor:
         """The hidden state at every step, (B, L, E, N): read out one state at a time."""
         columns = torch.eye(self.d_state, dtype=parts.C.dtype, device=parts.C.device)
-        return torch.stack([self._scan(parts, ctx, state, c.expand_as(parts.C))[0] for c in columns], -1)
+        return torch.stack([self._scan(parts, ctx, state, c.expand_as(parts.C), False)[0] for c in columns], -1)
 
     def finish(self, mixed: Tensor, parts: Parts) -> Tensor:
         """Mixed values (B, L, E, 1) to the output (B, L, D): skip, gate, projection."""
@@ -156,7 +160,7 @@ class S6(Mixer):
         parts, kept = self.project(x, ctx, state), ctx.kept
         if kept is not None:
             parts, ctx = prune(parts, ctx, kept)
-        mixed, final = self.scan(parts, ctx, state)
+        mixed, final = self.scan(parts, ctx, state, "state" in want)
         aux = {"states": self.states(parts, ctx, state)} if "states" in want else {}
         if kept is not None:  # the step behind the last kept one served the final state alone
             mixed, parts = mixed[:, :-1], parts._replace(x=parts.x[:, :-1], z=parts.z[:, :-1])

@@ -142,7 +142,8 @@ def explain(op: str, call: Call | None = None) -> dict[str, str]:
 def ops() -> list[str]:
     """Names of all ops with backends."""
     for module in pkgutil.iter_modules(import_module(__package__).__path__):
-        import_module(f"{__package__}.{module.name}")
+        if not module.name.startswith("_"):  # kernels, imported where they serve
+            import_module(f"{__package__}.{module.name}")
     return sorted(_BACKENDS)
 
 

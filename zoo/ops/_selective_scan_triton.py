@@ -1,0 +1,286 @@
+"""The selective scan on CUDA, in Triton: states never leave registers (`selective_scan.py` has the equations).
+
+A program takes a tile of channels of one group and walks along its sequences block by block. Of a block it loads u and
+dt once, and goes through the states one at a time: decays (T, E) = exp2(dt A_n), then an associative scan over the T
+steps of pairs (a, b) -> (a' a, a' b + b'), whose first state comes from a carry in global memory that stays in cache.
+Backward needs h_{t-1} and what flows back into step t; both are scans of inputs shifted by a step, so that nothing is
+ever divided by a decay, and no state but those between blocks is stored. Sums over the channels of a group are kept
+apart by tile and added afterwards, as those of A are by sequence: without atomics results are the same every time.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._selective_scan_blocks import LOG2_E
+
+STEPS = 32  # of a block
+CHANNELS = 64  # of a tile
+PROGRAMS = 8192  # aimed at in backward, where one program may take several sequences
+
+
+@triton.jit
+def _combine(a_before, b_before, a, b):
+    return a * a_before, a * b_before + b
+
+
+@triton.jit
+def _decay(dt, rate, extra, keep, EXTRA: tl.constexpr, KEEP: tl.constexpr):
+    exponent = dt * rate
+    if EXTRA:
+        exponent += extra
+    a = tl.exp2(exponent)
+    if KEEP:
+        a = tl.where(keep[:, None] != 0, a, 0.0)
+    return a
+
+
+@triton.jit
+def _wide(number):
+    """As int64: what it counts may be more than 2^31 numbers."""
+    return tl.full((), 0, tl.int64) + number
+
+
+@triton.jit
+def _load(pointer, steps, channels, length, wide, inside, other):
+    """Rows `steps` of (L, D), 0 <= step < length, else `other`."""
+    there = ((steps >= 0) & (steps < length))[:, None] & inside[None, :]
+    return tl.load(pointer + steps[:, None].to(tl.int64) * wide + channels[None, :], mask=there, other=other)
+
+
+@triton.jit
+def _load_keep(pointer, steps, length):
+    return tl.load(pointer + steps, mask=(steps >= 0) & (steps < length), other=1)
+
+
+@triton.jit
+def _forward(
+    u, dt, A, B, C, extra, first, keep, y, carry, before,
+    batch, length, groups, per_group, states,
+    T: tl.constexpr, E: tl.constexpr, EXTRA: tl.constexpr, FIRST: tl.constexpr, KEEP: tl.constexpr,
+    BEFORE: tl.constexpr,
+):  # fmt: skip
+    tile, sequence = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(per_group, E)
+    group, at = tile // tiles, (tile % tiles) * E
+    lane = at + tl.arange(0, E)  # within the group
+    inside = lane < per_group
+    wide = groups * per_group
+    channel = group * per_group + lane
+    row, step = sequence * length, tl.arange(0, T)
+    u, dt, y, extra = u + row * wide, dt + row * wide, y + row * wide, extra + row * wide
+    B, C, keep = B + (row * groups + group) * states, C + (row * groups + group) * states, keep + row
+    state = (sequence * groups + group) * states * per_group + lane  # of (B, G, N, E)
+    for start in range(0, length, T):
+        t = start + step
+        valid = t < length
+        u_t, dt_t = _load(u, t, channel, length, wide, inside, 0.0), _load(dt, t, channel, length, wide, inside, 0.0)
+        extra_t, keep_t = dt_t, t
+        if EXTRA:
+            extra_t = _load(extra, t, channel, length, wide, inside, 0.0) * 1.4426950408889634
+        if KEEP:
+            keep_t = _load_keep(keep, t, length)
+        total = tl.zeros((T, E), tl.float32)
+        for n in range(states):
+            rate = tl.load(A + n * wide + channel, mask=inside, other=0.0)
+            b_n = tl.load(B + t.to(tl.int64) * groups * states + n, mask=valid, other=0.0)
+            c_n = tl.load(C + t.to(tl.int64) * groups * states + n, mask=valid, other=0.0)
+            h = tl.zeros((E,), tl.float32)
+            if start > 0:
+                h = tl.load(carry + state + n * per_group, mask=inside, other=0.0)
+                if BEFORE:
+                    block = _wide(start // T - 1) * batch * groups * states * per_group
+                    tl.store(before + block + state + n * per_group, h, mask=inside)
+            elif FIRST:
+                h = tl.load(first + state + n * per_group, mask=inside, other=0.0)
+            a = _decay(dt_t, rate[None, :], extra_t, keep_t, EXTRA, KEEP)
+            reach, h_t = tl.associative_scan((a, u_t * b_n[:, None]), 0, _combine)
+            h_t += reach * h[None, :]
+            total += h_t * c_n[:, None]
+            last = tl.sum(tl.where((step == T - 1)[:, None], h_t, 0.0), 0)  # padding passes the state on
+            tl.store(carry + state + n * per_group, last, mask=inside)
+        there = valid[:, None] & inside[None, :]
+        tl.store(y + t[:, None].to(tl.int64) * wide + channel[None, :], total, mask=there)
+        tl.debug_barrier()  # a carry may be read by another thread than wrote it
+
+
+@triton.jit
+def _backward(
+    u, dt, A, B, C, extra, first, keep, before, dy, du, ddt, de, dA, dB, dC, back,
+    batch, length, groups, per_group, states, together,
+    T: tl.constexpr, E: tl.constexpr, EXTRA: tl.constexpr, FIRST: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """`back` (B, G, N, E): at first the gradient of the final state, at the end that of the first one.
+
+    dA (P, G, N, E) for P programs along the batch; dB, dC (tiles of a group, B, L, G, N).
+    """
+    tile, place = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(per_group, E)
+    group, part = tile // tiles, tile % tiles
+    lane = part * E + tl.arange(0, E)
+    inside = lane < per_group
+    wide = groups * per_group
+    channel = group * per_group + lane
+    step = tl.arange(0, T)
+    whole = groups * states * per_group
+    shared = _wide(part) * batch * length * groups * states
+    mine = group * states * per_group + lane
+    blocks = tl.cdiv(length, T)
+    for one in range(together):
+        sequence = place * together + one
+        if sequence < batch:
+            row = sequence * length
+            across = (row * groups + group) * states
+            state = sequence * whole + mine
+            for k in range(blocks):
+                block = blocks - 1 - k
+                t = block * T + step
+                valid = t < length
+                at = row * wide
+                u_t = _load(u + at, t, channel, length, wide, inside, 0.0)
+                u_b = _load(u + at, t - 1, channel, length, wide, inside, 0.0)
+                dt_t = _load(dt + at, t, channel, length, wide, inside, 0.0)
+                dt_b = _load(dt + at, t - 1, channel, length, wide, inside, 0.0)
+                dt_n = _load(dt + at, t + 1, channel, length, wide, inside, 0.0)
+                dy_t = _load(dy + at, t, channel, length, wide, inside, 0.0)
+                e_t, e_b, e_n, keep_t, keep_b, keep_n = dt_t, dt_b, dt_n, t, t, t
+                if EXTRA:
+                    e_t = _load(extra + at, t, channel, length, wide, inside, 0.0) * 1.4426950408889634
+                    e_b = _load(extra + at, t - 1, channel, length, wide, inside, 0.0) * 1.4426950408889634
+                    e_n = _load(extra + at, t + 1, channel, length, wide, inside, 0.0) * 1.4426950408889634
+                if KEEP:
+                    keep_t = _load_keep(keep + row, t, length)
+                    keep_b = _load_keep(keep + row, t - 1, length)
+                    keep_n = _load_keep(keep + row, t + 1, length)
+                du_t, ddt_t = tl.zeros((T, E), tl.float32), tl.zeros((T, E), tl.float32)
+                de_t = tl.zeros((T, E), tl.float32)
+                head, tail = (step == 0)[:, None], (step == T - 1)[:, None]
+                for n in range(states):
+                    rate = tl.load(A + n * wide + channel, mask=inside, other=0.0)[None, :]
+                    spot = across + t.to(tl.int64) * groups * states + n
+                    b_n = tl.load(B + spot, mask=valid, other=0.0)[:, None]
+                    c_n = tl.load(C + spot, mask=valid, other=0.0)[:, None]
+                    earlier = (t > 0) & (t <= length)
+                    b_b = tl.load(B + spot - groups * states, mask=earlier, other=0.0)[:, None]
+                    h = tl.zeros((E,), tl.float32)
+                    if block > 0:
+                        h = tl.load(before + _wide(block - 1) * batch * whole + state + n * per_group,
+                                    mask=inside, other=0.0)  # fmt: skip
+                    elif FIRST:
+                        h = tl.load(first + state + n * per_group, mask=inside, other=0.0)
+                    a = _decay(dt_t, rate, e_t, keep_t, EXTRA, KEEP)
+                    # h_{t-1}: the scan of the step before, begun with the state before the block
+                    a_b = tl.where(head, 0.0, _decay(dt_b, rate, e_b, keep_b, EXTRA, KEEP))
+                    _, h_b = tl.associative_scan((a_b, tl.where(head, h[None, :], u_b * b_b)), 0, _combine)
+                    h_t = a * h_b + u_t * b_n
+                    # g_t = C_t dy_t + a_{t+1} g_{t+1}, from the last step on
+                    carry = tl.load(back + state + n * per_group, mask=inside, other=0.0)
+                    a_n = tl.where(tail, 0.0, _decay(dt_n, rate, e_n, keep_n, EXTRA, KEEP))
+                    flow = dy_t * c_n + tl.where(tail, carry[None, :], 0.0)
+                    _, g = tl.associative_scan((a_n, flow), 0, _combine, reverse=True)
+                    passed = a * g
+                    exponent = passed * h_b
+                    du_t += g * b_n
+                    ddt_t += exponent * rate
+                    if EXTRA:
+                        de_t += exponent
+                    tl.store(dB + shared + spot, tl.sum(g * u_t, 1), mask=valid)
+                    tl.store(dC + shared + spot, tl.sum(dy_t * h_t, 1), mask=valid)
+                    to = dA + place * whole + mine + n * per_group
+                    add = tl.sum(exponent * dt_t, 0)
+                    if (k > 0) | (one > 0):
+                        add += tl.load(to, mask=inside, other=0.0)
+                    tl.store(to, add, mask=inside)
+                    carry = tl.sum(tl.where(head, passed, 0.0), 0)
+                    tl.store(back + state + n * per_group, carry, mask=inside)
+                there = valid[:, None] & inside[None, :]
+                put = at + t[:, None].to(tl.int64) * wide + channel[None, :]
+                tl.store(du + put, du_t, mask=there)
+                tl.store(ddt + put, ddt_t * 0.6931471805599453, mask=there)
+                if EXTRA:
+                    tl.store(de + put, de_t, mask=there)
+                tl.debug_barrier()
+
+
+def length(batch: int, channels: int, states: int) -> int:
+    """Steps between the states that are kept."""
+    return STEPS
+
+
+def _tile(per_group: int, steps: int) -> dict:
+    """Shape of a tile: sequences shorter than a block get a shorter one, which still is `STEPS` to the states kept."""
+    t = min(STEPS, max(4, triton.next_power_of_2(steps)))
+    e = min(CHANNELS, max(16, triton.next_power_of_2(per_group)))
+    return {"T": t, "E": e, "num_warps": max(1, t * e // 512)}
+
+
+def _inputs(u, dt, A, B, C, log_decay, initial, keep) -> tuple:
+    """Contiguous arguments in the order of the kernels; a tensor stands in for what is not there."""
+    groups = B.shape[2]
+    rate = (A * LOG2_E).t().contiguous()
+    keep = None if keep is None else keep.to(torch.int8).contiguous()
+    first = None if initial is None else _split(initial, groups).contiguous()
+    whole = (u.contiguous(), dt.contiguous(), rate, B.contiguous(), C.contiguous())
+    extra = None if log_decay is None else log_decay.contiguous()
+    flags = {"EXTRA": extra is not None, "FIRST": first is not None, "KEEP": keep is not None}
+    return (*whole, *(u if x is None else x for x in (extra, first, keep))), flags
+
+
+def _split(state: Tensor, groups: int) -> Tensor:
+    """(B, D, N) to (B, G, N, E)."""
+    return state.unflatten(1, (groups, -1)).transpose(2, 3)
+
+
+def forward(u, dt, A, B, C, log_decay, initial, keep, *, y, final, before) -> None:
+    """As `_selective_scan_blocks.forward`, for float32 on CUDA."""
+    (batch, steps, _), (channels, states), groups = u.shape, A.shape, B.shape[2]
+    inputs, flags = _inputs(u, dt, A, B, C, log_decay, initial, keep)
+    per_group = channels // groups
+    carry = u.new_empty(batch, groups, states, per_group)
+    shape = _tile(per_group, steps)
+    grid = (groups * triton.cdiv(per_group, shape["E"]), batch)
+    with _on(u):
+        _forward[grid](
+            *inputs, y, carry, carry if before is None else before, batch, steps, groups, per_group, states,
+            **shape, **flags, BEFORE=before is not None,
+        )  # fmt: skip
+    if final is not None:
+        _split(final, groups).copy_(carry)
+
+
+def backward(u, dt, A, B, C, log_decay, initial, keep, before, dy, dfinal, *, grads) -> None:
+    """As `_selective_scan_blocks.backward`."""
+    (batch, steps, _), (channels, states), groups = u.shape, A.shape, B.shape[2]
+    inputs, flags = _inputs(u, dt, A, B, C, log_decay, initial, keep)
+    per_group = channels // groups
+    shape = _tile(per_group, steps)
+    tiles = triton.cdiv(per_group, shape["E"])
+    together = max(1, batch * groups * tiles // PROGRAMS)
+    places = triton.cdiv(batch, together)
+    du, ddt, dA, dB, dC, de, dfirst = grads
+    back = u.new_zeros(batch, groups, states, per_group)
+    if dfinal is not None:
+        back.copy_(_split(dfinal, groups))
+    dA_parts = u.new_empty(places, groups, states, per_group)
+    shared = [u.new_empty(tiles, *B.shape) if tiles > 1 else grad for grad in (dB, dC)]
+    with _on(u):
+        _backward[(groups * tiles, places)](
+            *inputs, before, dy.contiguous(), du, ddt, ddt if de is None else de, dA_parts, *shared, back,
+            batch, steps, groups, per_group, states, together, **shape, **flags,
+        )  # fmt: skip
+    # ddt is of the exponent to base e: rate carries log2(e), the derivative of exp2 brings ln(2)
+    dA.copy_(dA_parts.sum(0).transpose(1, 2).flatten(0, 1))
+    if tiles > 1:
+        for grad, parts in zip((dB, dC), shared, strict=True):
+            torch.sum(parts, 0, out=grad)
+    if dfirst is not None:
+        _split(dfirst, groups).copy_(back)
+
+
+def _on(x: Tensor):
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()  # the interpreter's
