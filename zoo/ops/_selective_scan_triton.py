@@ -33,8 +33,8 @@ def _combine(a_before, b_before, a, b):
 def _exp2(x):
     """2^x by Taylor's polynomial about the nearest whole number, to 5e-9.
 
-    The hardware's instruction is wrong by up to 2^-22, and always to the same side for a decay near 1: over thousands of
-    steps that adds up.
+    The hardware's instruction is wrong by up to 2^-22, for decays near 1 always to the same side: over thousands of steps
+    that adds up.
     """
     whole = tl.floor(x + 0.5)
     f = x - whole
