@@ -33,7 +33,7 @@ def _combine(a_before, b_before, a, b):
 def _exp2(x):
     """2^x by Taylor's polynomial about the nearest whole number, to 5e-9.
 
-    The hardware's instruction is wrong by up to 2^-22, for decays near 1 always to the same side: over thousands of steps
+    The hardware's instruction errs by up to 2^-22, for decays near 1 always to the same side: over thousands of steps
     that adds up.
     """
     whole = tl.floor(x + 0.5)
