@@ -1,10 +1,14 @@
 """Boards: records found, grouped by benchmark, seeds of one recipe taken together, with intervals.
 
-A row is a model under one recipe; its value is the mean over seeds. The interval is a hierarchical percentile
-bootstrap: each replicate draws test groups (the same draw for every seed, whose test rows are the same) and seeds, both
-with replacement. It is recomputed from the prediction rows beside the records; where rows are absent there is none.
-Rows of a board meet the same draws, so that differences are paired. A row's rank is one more than the number of rows
-that are better in the primary metric by a difference whose 95 % interval leaves out zero: rows of one rank are tied.
+A row is a model under one recipe; its value is the mean over seeds. Where a data set is split into folds, the test rows
+of the folds that a seed has are pooled before anything is computed, and only rows of the same folds share a board. A
+further view of the test part (a slice, such as clouds in random poses) has a board of its own, `<board>/<slice>`.
+
+The interval is a hierarchical percentile bootstrap: each replicate draws test groups (the same draw for every seed,
+whose test rows are the same) and seeds, both with replacement. It is recomputed from the prediction rows beside the
+records; where rows are absent there is none. Rows of a board meet the same draws, so that differences are paired. A
+row's rank is one more than the number of rows that are better in the primary metric by a difference whose 95 % interval
+leaves out zero: rows of one rank are tied.
 """
 
 from __future__ import annotations
@@ -95,21 +99,34 @@ def find_records(runs: bool = False) -> list[Found]:
 
 def boards(found: Iterable[Found]) -> list[Board]:
     """Group records into boards."""
-    groups: dict[str, list[Found]] = {}
+    newest: dict[tuple, Found] = {}
     for one in found:
-        groups.setdefault(one.record.board(), []).append(one)
-    return sorted((_board(group) for group in groups.values()), key=lambda board: (board.sample, board.name))
+        record = one.record
+        split = (record.fold or "", *record.data.split_sha256)
+        place = (record.board(), record.entry(), record.seed, split)
+        # of several runs of one recipe, seed and fold the newest stands
+        if place not in newest or newest[place].record.created < record.created:
+            newest[place] = one
+    folds: dict[tuple, list[Found]] = {}
+    for (board, entry, seed, _), one in sorted(newest.items(), key=lambda pair: pair[0]):
+        folds.setdefault((board, entry, seed), []).append(one)
+    groups: dict[tuple, dict[tuple, list[tuple[Found, ...]]]] = {}
+    for (board, entry, _), pooled in folds.items():
+        splits = tuple((one.record.fold, *one.record.data.split_sha256) for one in pooled)
+        groups.setdefault((board, splits), {}).setdefault(entry, []).append(tuple(pooled))
+    made = []
+    for group in groups.values():
+        rows = list(group.values())
+        views = {view for row in rows for pooled in row for one in pooled for view in one.record.slices}
+        made += [_board(rows, view) for view in ("", *sorted(views))]
+    return sorted(made, key=lambda board: (board.sample, board.name))
 
 
-def _board(group: list[Found]) -> Board:
-    first = group[0].record
-    rows: dict[tuple[str, str], dict[int, Found]] = {}
-    for one in group:
-        # of several runs of one recipe and seed the newest stands
-        seeds = rows.setdefault((one.record.model.name, one.record.recipe.sha256), {})
-        if one.record.seed not in seeds or seeds[one.record.seed].record.created < one.record.created:
-            seeds[one.record.seed] = one
-    made = [_row(tuple(seeds[seed] for seed in sorted(seeds))) for seeds in rows.values()]
+def _board(rows: list[list[tuple[Found, ...]]], view: str) -> Board:
+    """Of rows, which are seeds, which are folds; those that have the view."""
+    rows = [row for row in rows if not view or all(view in one.record.slices for pooled in row for one in pooled)]
+    first, folds = rows[0][0][0].record, [one.record for one in rows[0][0]]
+    made = [_row(tuple(row), view) for row in rows]
     lower = first.metrics[first.primary].better == "lower"
     made.sort(
         key=lambda row: (
@@ -119,8 +136,28 @@ def _board(group: list[Found]) -> Board:
         )
     )
     made = [replace(row, rank=_rank(row, made, first.primary, lower)) for row in made]
-    name, n = first.benchmark.name, first.data.n["test"]
-    return Board(name, first.benchmark.sample, first.primary, n, tuple(made), first.floor)
+    sizes = [record.data.n["test"] for record in folds]
+    return Board(_name(folds, view), first.benchmark.sample, first.primary, sum(sizes), tuple(made), _floor(folds))
+
+
+def _name(folds: list[Record], view: str) -> str:
+    """`<benchmark>`, of several folds `@fold1-5` or `@fold1+fold3`, and the view."""
+    name = folds[0].benchmark.name
+    if len(folds) > 1:
+        numbers = [int(record.fold.removeprefix("fold")) for record in folds]
+        whole = numbers == list(range(numbers[0], numbers[-1] + 1))
+        told = f"fold{numbers[0]}-{numbers[-1]}" if whole else "+".join(f"fold{number}" for number in numbers)
+        name = f"{name.rpartition('@')[0]}@{told}"
+    return f"{name}/{view}" if view else name
+
+
+def _floor(folds: list[Record]) -> dict[str, float | None]:
+    """The floor; of several folds the mean of theirs, each fitted on its own training part, weighed by test samples."""
+    weights, floors = [record.data.n["test"] for record in folds], [record.floor for record in folds]
+    columns = {name: [floor[name] for floor in floors] for name in floors[0]}
+    return {
+        name: None if None in values else float(np.average(values, weights=weights)) for name, values in columns.items()
+    }
 
 
 def _rank(row: Row, rows: list[Row], primary: str, lower: bool) -> int | None:
@@ -136,35 +173,53 @@ def difference(one: Row, other: Row, metric: str) -> tuple[float, float, float]:
     return one.value[metric] - other.value[metric], low, high
 
 
-def _row(found: tuple[Found, ...]) -> Row:
-    records = [one.record for one in found]
-    value = {}
-    for name in records[0].metrics:
-        values = [record.metrics[name].value for record in records]
-        value[name] = None if None in values else float(np.mean(values))
-    draws, interval = {}, dict.fromkeys(value)
+def _row(seeds: tuple[tuple[Found, ...], ...], view: str) -> Row:
+    found = [one for folds in seeds for one in folds]
+    first, value, draws = found[0].record, {}, {}
+    for name in first.metrics:
+        stated = [(one.record.slices[view] if view else one.record.metrics)[name].value for one in found]
+        # a metric of several folds is that of their pooled rows, not a mean over folds
+        value[name] = None if None in stated or len(stated) > len(seeds) else float(np.mean(stated))
+    interval = dict.fromkeys(value)
     if all(one.predictions for one in found):
-        key = {"records": [record.id for record in records], "resamples": RESAMPLES, "metrics": metrics.METRIC_VERSION}
-        arrays, facts = cached("leaderboards", key, lambda: hierarchical(found))
+        ids = [[one.record.id for one in folds] for folds in seeds]
+        key = {"records": ids, "view": view, "resamples": RESAMPLES, "metrics": metrics.METRIC_VERSION}
+        arrays, facts = cached("leaderboards", key, lambda: hierarchical(seeds, view))
         draws = dict(zip(facts["names"], arrays["draws"].T, strict=True))
         interval |= {name: _bounds(column) for name, column in draws.items()}
-    seeds = tuple(record.seed for record in records)
-    return Row(records[0].model.name, records[0].recipe.id, seeds, value, interval, found, draws)
+        if len(found) > len(seeds):
+            pooled = dict(zip(facts["names"], arrays["value"].tolist(), strict=True))
+            value |= {name: pooled[name] if np.isfinite(pooled[name]) else None for name in value}
+    numbers = tuple(folds[0].record.seed for folds in seeds)
+    return Row(first.model.name, _recipe(first), numbers, value, interval, tuple(found), draws)
+
+
+def _recipe(record: Record) -> str:
+    """The recipe's id, without its fold."""
+    return record.recipe.id.removesuffix(f"@{record.fold}") if record.fold else record.recipe.id
 
 
 def _bounds(draws: np.ndarray) -> tuple[float, float] | None:
     return tuple(np.quantile(draws, QUANTILES).tolist()) if np.isfinite(draws).all() else None
 
 
-def hierarchical(found: tuple[Found, ...]) -> tuple[dict[str, np.ndarray], dict]:
-    """Replicates of the mean over seeds, drawing test groups and seeds: `draws` (RESAMPLES, metrics), and `names`."""
-    names, samples = [], []
-    for one in found:
-        rows, options = load_rows(one.predictions), _options(one.record)
-        names, one_seed = metrics.replicates(one.record.benchmark.task, rows, resamples=RESAMPLES, seed=0, **options)
-        samples.append(one_seed)
-    drawn = generator(0, "seeds").integers(len(found), size=(RESAMPLES, len(found)))
-    return {"draws": np.stack(samples)[drawn, np.arange(RESAMPLES)[:, None]].mean(1)}, {"names": names}
+def hierarchical(seeds: tuple[tuple[Found, ...], ...], view: str = "") -> tuple[dict[str, np.ndarray], dict]:
+    """Of each seed's rows, its folds pooled: `value` (metrics,), the mean over seeds, and `draws` (RESAMPLES, metrics).
+
+    Draws are replicates of that mean, in which test groups and seeds are drawn; beside them the `names` of the metrics.
+    """
+    names, samples, values = [], [], []
+    for folds in seeds:
+        task, options = folds[0].record.benchmark.task, _options(folds[0].record)
+        parts = [load_rows(one.predictions, view) for one in folds]
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        names, draws = metrics.replicates(task, rows, resamples=RESAMPLES, seed=0, **options)
+        found = metrics.compute(task, rows, **options)
+        values.append([np.nan if found[name] is None else found[name] for name in names])
+        samples.append(draws)
+    drawn = generator(0, "seeds").integers(len(seeds), size=(RESAMPLES, len(seeds)))
+    mean = np.stack(samples)[drawn, np.arange(RESAMPLES)[:, None]].mean(1)
+    return {"draws": mean, "value": np.mean(values, 0)}, {"names": names}
 
 
 def _options(record: Record) -> dict:
@@ -195,13 +250,16 @@ def verify(found: Found) -> None:
     if found.predictions is None:
         return
     record = found.record
-    values = metrics.compute(record.benchmark.task, load_rows(found.predictions), **_options(record))
-    for name, stated in record.metrics.items():
-        value = values.get(name)
-        if (value is None) != (stated.value is None) or value is not None and abs(value - stated.value) > 1e-9:
-            raise ZooError(
-                f"{found.path}: {name} is {stated.value} in the record and {value} by its rows; the record is wrong"
-            )
+    for view, claimed in {"": record.metrics, **record.slices}.items():
+        rows = load_rows(found.predictions, view)
+        values = metrics.compute(record.benchmark.task, rows, **_options(record)) if rows else {}
+        for name, stated in claimed.items():
+            value = values.get(name)
+            if (value is None) != (stated.value is None) or value is not None and abs(value - stated.value) > 1e-9:
+                told = f"{view} {name}".strip()
+                raise ZooError(
+                    f"{found.path}: {told} is {stated.value} in the record and {value} by its rows; the record is wrong"
+                )
 
 
 def table(board: Board, columns: tuple[str, ...] = ()) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -144,6 +145,22 @@ class Record(_Strict):
         """Content address: the first 16 hex digits of the SHA-256 of the canonical JSON."""
         return hash_json(self.model_dump())[:16]
 
+    @property
+    def fold(self) -> str | None:
+        """The name of the fold that was tested, of a split into folds."""
+        split = self.benchmark.split or ""
+        return split if re.fullmatch(r"fold\d+", split) else None
+
     def board(self) -> str:
-        """The records that may stand in one table share this."""
-        return hash_json({"benchmark": self.benchmark.model_dump(), "split": self.data.split_sha256})
+        """The records that may stand in one table share this; the folds of a data set are taken together."""
+        benchmark = self.benchmark.model_dump()
+        if self.fold:
+            return hash_json(benchmark | {"split": None, "data": self.data.manifest_sha256})
+        return hash_json({"benchmark": benchmark, "split": self.data.split_sha256})
+
+    def entry(self) -> tuple[str, str]:
+        """The records that may stand in one row of it share this: the model, and its recipe but for the fold."""
+        if not self.fold:
+            return self.model.name, self.recipe.sha256
+        data = {name: value for name, value in self.recipe.scientific["data"].items() if name != "split"}
+        return self.model.name, hash_json(self.recipe.scientific | {"data": data})

@@ -33,8 +33,9 @@ def test_committed_record(found):
     assert found.predictions is not None and found.predictions.stat().st_size <= LARGEST_PREDICTIONS
     board.verify(found)
     rows = load_rows(found.predictions)
-    assert set(rows) == {"id", "group", "rank", "ties", "candidates"}
-    assert all(len(name) == 16 and int(name, 16) >= 0 for name in rows["id"]), "user ids are hashed"
+    assert set(rows) <= {"id", "group", *metrics.TASKS[record.benchmark.task].columns}
+    if record.benchmark.task == "next_item":
+        assert all(len(name) == 16 and int(name, 16) >= 0 for name in rows["id"]), "user ids are hashed"
 
 
 def test_committed_predictions_are_small_in_all():
@@ -81,8 +82,8 @@ def test_seeds_of_one_recipe_make_one_row(runs):
 
 def test_hierarchical_interval_holds_both_sources(runs):
     """One seed taken twice has no spread between seeds; two seeds have at least as much in all."""
-    one = [found(runs["gru0"])] * 2
-    draws = board.hierarchical(tuple(one))[0]["draws"]
+    one = (found(runs["gru0"]),)
+    draws = board.hierarchical((one, one))[0]["draws"]
     alone = metrics.replicates("next_item", load_rows(runs["gru0"] / "predictions.npz"), resamples=1000)[1]
     assert np.allclose(draws, alone)
 
@@ -142,3 +143,54 @@ def test_records_are_strict(runs, tmp_path):
 def test_samples_cannot_be_added(runs):
     with pytest.raises(ZooError, match="synthetic sample"):
         board.add(runs["pop"])
+
+
+# folds and slices -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory):
+    """A fitted model on two folds of the sample, and one on the first alone under another seed."""
+    folder, made = tmp_path_factory.mktemp("folds"), []
+    for n, (fold, seed) in enumerate((("fold1", 0), ("fold2", 0), ("fold1", 1))):
+        overrides = ["train.logger=null", f"data.split={fold}", f"seed={seed}"]
+        run = train("distance-knn/anatomy-bones", overrides, sample=True, folder=folder / str(n), quiet=True)
+        made.append(found(run))
+    return made
+
+
+def test_folds_of_one_recipe_and_seed_are_pooled(folds):
+    boards = {b.name: b for b in board.boards(folds)}
+    name = "anatomy-bones-classification"
+    assert set(boards) == {f"{name}@{folds}{view}" for folds in ("fold1-2", "fold1") for view in ("", "/turned")}
+    for view in ("", "turned"):
+        pooled = boards[f"{name}@fold1-2/{view}".removesuffix("/")]
+        parts = [load_rows(one.predictions, view) for one in folds[:2]]
+        rows = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
+        (row,) = pooled.rows
+        assert (row.seeds, row.recipe, pooled.n_test) == ((0,), "distance-knn/anatomy-bones", len(rows["id"]))
+        assert row.value == pytest.approx(metrics.compute("classification", rows))
+        low, high = row.interval[pooled.primary]
+        assert low < row.value[pooled.primary] < high
+    sizes, floors = ([one.record.data.n["test"] for one in folds[:2]], [one.record.floor["nll"] for one in folds[:2]])
+    assert boards[f"{name}@fold1-2"].floor["nll"] == pytest.approx(np.average(floors, weights=sizes))
+    assert boards[f"{name}@fold1"].rows[0].seeds == (1,)
+
+
+def test_names_of_boards_of_folds(folds):
+    def renamed(fold):
+        benchmark = folds[0].record.benchmark.model_copy(update={"split": fold})
+        return folds[0].record.model_copy(update={"benchmark": benchmark})
+
+    assert board._name([renamed("fold1"), renamed("fold3")], "turned").endswith("@fold1+fold3/turned")
+    assert renamed("official").fold is None and renamed("fold12").fold == "fold12"
+
+
+def test_slices_are_verified_too(folds, tmp_path):
+    board.verify(folds[0])
+    shutil.copytree(folds[0].path.parent, tmp_path / "run")
+    record = read_json(tmp_path / "run" / "record.json")
+    record["slices"]["turned"]["accuracy"]["value"] -= 0.01
+    write_json(tmp_path / "run" / "record.json", record)
+    with pytest.raises(ZooError, match="turned accuracy is .* the record is wrong"):
+        board.verify(found(tmp_path / "run"))

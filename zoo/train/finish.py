@@ -59,7 +59,7 @@ def finish(s, run: Path, done: dict, console: Console) -> Path:
         return run
     s.task.to("cpu") if not s.fitted else None
     s.task.model.save(run, s.recipe.model["name"])
-    save_rows(run / "predictions.npz", rows)
+    save_rows(run / "predictions.npz", rows, sliced)
     record = _record(s, run, rows, sliced, done, eval_seconds)
     if (run / "metrics.csv").is_file():
         plots.curves(run)

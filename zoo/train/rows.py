@@ -9,13 +9,19 @@ import numpy as np
 from ..files import atomic
 
 
-def save_rows(path: Path, rows: dict[str, np.ndarray]) -> None:
-    """Write rows as a compressed `.npz` without pickle; the same rows give the same bytes."""
+def save_rows(path: Path, rows: dict[str, np.ndarray], slices: dict[str, dict[str, np.ndarray]] | None = None) -> None:
+    """Write rows as a compressed `.npz` without pickle; the same rows give the same bytes.
+
+    Columns of the further views of the test part stand beside them as `<slice>/<column>`.
+    """
+    further = {f"{view}/{name}": column for view, part in (slices or {}).items() for name, column in part.items()}
+    rows = rows | further
     with atomic(path) as temporary, open(temporary, "wb") as handle:
         np.savez_compressed(handle, allow_pickle=False, **{name: np.asarray(rows[name]) for name in sorted(rows)})
 
 
-def load_rows(path: Path) -> dict[str, np.ndarray]:
-    """Read what `save_rows` wrote."""
+def load_rows(path: Path, view: str = "") -> dict[str, np.ndarray]:
+    """Read what `save_rows` wrote: the rows of the test part, or of the slice `view`."""
     with np.load(path, allow_pickle=False) as saved:
-        return {name: saved[name] for name in saved.files}
+        split = [name.rpartition("/") for name in saved.files]
+        return {name: saved["".join((of, slash, name))] for of, slash, name in split if of == view}
