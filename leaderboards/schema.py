@@ -78,7 +78,7 @@ class Environment(_Strict):
     device: str
     precision: str
     threads: int
-    mixer_backend: str | None
+    mixer_backend: str | None = Field(description="what served the ops of the core on the test part, null for none")
     world_size: int
     deterministic: bool | None
 

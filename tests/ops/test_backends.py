@@ -247,6 +247,15 @@ def test_an_exported_scan_holds_no_op_of_the_zoo():
     assert not [node for node in program.graph.nodes if "statezoo" in str(node.target)]
 
 
+def test_what_serves_is_noted():
+    with backends.serving() as noted:
+        selective_scan.selective_scan(*arguments(4))
+        with use_backend("reference"), backends.serving() as within:
+            selective_scan.selective_scan(*arguments(4))
+    selective_scan.selective_scan(*arguments(4))
+    assert len(noted) == 1 and "reference" not in noted and within == {"reference"}
+
+
 def test_full_precision_stops_autocast():
     a = torch.randn(4, 4)
     with torch.autocast("cpu", torch.bfloat16):

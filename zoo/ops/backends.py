@@ -48,6 +48,7 @@ class Backend:
 
 
 _BACKENDS: dict[str, list[Backend]] = {}
+_serving: set[str] | None = None
 _forced: str | None = os.environ.get("STATEZOO_BACKEND") or None
 
 
@@ -80,12 +81,29 @@ def choose(op: str, call: Call) -> Callable:
             reason = backend.objection(call)
             if reason is not None:
                 raise BadArgument(f"backend '{_forced}' cannot serve {op}: {reason}; force another or none")
-            return backend.run
+            return _noted(backend)
         if _forced is None and backend.objection(call) is None and backend.automatic(call) is None:
-            return backend.run
+            return _noted(backend)
     if _forced is not None:
         raise _missing(op)
     raise BadArgument(f"{op}: no backend serves {call}; `zoo doctor` lists them with reasons")
+
+
+def _noted(backend: Backend) -> Callable:
+    if _serving is not None:
+        _serving.add(backend.name)
+    return backend.run
+
+
+@contextmanager
+def serving() -> Iterator[set[str]]:
+    """Gives a set that takes the name of every backend that serves an op within the block."""
+    global _serving
+    before, _serving = _serving, set()
+    try:
+        yield _serving
+    finally:
+        _serving = before
 
 
 def _missing(op: str) -> BadArgument:

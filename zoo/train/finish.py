@@ -32,6 +32,7 @@ from ...leaderboards.schema import (
 from .. import metrics, plots
 from ..backbones.base import parameter_count
 from ..files import hash_file, hash_folder, hash_json, write_json
+from ..ops.backends import serving
 from ..registry import ROOT
 from .console import Console
 from .evaluate import collect
@@ -52,7 +53,8 @@ def finish(s, run: Path, done: dict, console: Console) -> Path:
         s.task.to(device)
     began = time.perf_counter()
     how = {"device": device, "precision": s.config.precision, "ranks": ranks}
-    rows = collect(s.task, data, s.dataset.part("test"), **how)
+    with serving() as backends:
+        rows = collect(s.task, data, s.dataset.part("test"), **how)
     eval_seconds = time.perf_counter() - began
     sliced = {name: collect(s.task, data, part, **how) for name, part in s.dataset.slices().items()}
     if ranks["rank"]:
@@ -60,7 +62,7 @@ def finish(s, run: Path, done: dict, console: Console) -> Path:
     s.task.to("cpu") if not s.fitted else None
     s.task.model.save(run, s.recipe.model["name"])
     save_rows(run / "predictions.npz", rows, sliced)
-    record = _record(s, run, rows, sliced, done, eval_seconds)
+    record = _record(s, run, rows, sliced, done, eval_seconds, backends)
     if (run / "metrics.csv").is_file():
         plots.curves(run)
     s.task.pictures(run / "plots", rows, s.dataset.part("test"))
@@ -87,7 +89,7 @@ def score(s, rows) -> dict[str, Metric]:
     }
 
 
-def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float) -> Record:
+def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float, backends: set[str]) -> Record:
     floor = metrics.compute(
         s.task.rows, s.task.trivial(s.dataset.part("train"), s.dataset.part("test")), **s.task.metric_options()
     )
@@ -125,7 +127,7 @@ def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float) -
             device=device_name(done["device"]),
             precision=s.config.precision,
             threads=torch.get_num_threads(),
-            mixer_backend=None if s.fitted else "torch",
+            mixer_backend=", ".join(sorted(backends)) or None,
             world_size=done["world"],
             deterministic=done.get("deterministic"),
         ),
