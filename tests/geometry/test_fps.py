@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statezoo.zoo import native
 from statezoo.zoo.geometry import _fps_cpp, fps
 from statezoo.zoo.geometry.fps import farthest_points
 
@@ -57,7 +58,7 @@ def whole(xyz):
 def cpp():
     try:
         return _fps_cpp.build()
-    except _fps_cpp.Unavailable as reason:
+    except native.Unavailable as reason:
         pytest.skip(str(reason))
 
 
@@ -152,7 +153,7 @@ def test_without_a_compiler_the_loop_serves_and_says_so(compiler, told, monkeypa
     monkeypatch.setenv("STATEZOO_CACHE", str(tmp_path))
     if compiler is None:
         monkeypatch.delenv("CXX", raising=False)
-        monkeypatch.setattr(_fps_cpp.shutil, "which", lambda name: None)
+        monkeypatch.setattr(native.shutil, "which", lambda name: None)
     else:
         monkeypatch.setenv("CXX", compiler)
     fps._cpp.cache_clear()
@@ -167,7 +168,7 @@ def test_without_a_compiler_the_loop_serves_and_says_so(compiler, told, monkeypa
 
 
 def test_the_kernel_is_compiled_once(cpp, monkeypatch):
-    monkeypatch.setattr(_fps_cpp.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    monkeypatch.setattr(native.subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
     xyz = cloud("random", 1, 20)
     assert torch.equal(_fps_cpp.build()(xyz, whole(xyz), 9), plain(xyz, 9))
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -146,14 +147,16 @@ def test_a_backend_that_is_not_there_is_a_value_error(op):
 
 SCRIPT = """
 import torch
-from statezoo.zoo.ops.backends import explain, use_backend
+from statezoo.zoo.ops.backends import Call, explain, use_backend
 from statezoo.zoo.ops.selective_scan import selective_scan
+torch.set_default_dtype(torch.float64)
 def scan():
     u = torch.ones(1, 3, 2)
     return selective_scan(u, u, -torch.ones(2, 1), torch.ones(1, 3, 1), torch.ones(1, 3, 1))
 try:
     scan()
-    print([name for name, reason in explain("selective_scan").items() if reason == "chosen"])
+    told = explain("selective_scan", Call(dtype=torch.float64))
+    print([name for name, reason in told.items() if reason == "chosen"])
 except ValueError as error:
     print(error)
 with use_backend("torch"):
@@ -182,8 +185,10 @@ def test_forced_by_the_environment(value, printed):
 
 
 def arguments(steps):
-    u, shared = torch.randn(1, steps, 2), torch.randn(1, steps, 3)
-    return u, u.abs(), -torch.rand(2, 3), shared, shared
+    """In float64, for which there is no kernel in C++."""
+    draw = partial(torch.randn, dtype=torch.float64)
+    u, shared = draw(1, steps, 2), draw(1, steps, 3)
+    return u, u.abs(), -draw(2, 3).abs(), shared, shared
 
 
 def watched():
@@ -230,12 +235,15 @@ def test_a_compiled_function_heeds_a_later_force():
 
 
 def test_inductor_says_why_it_does_not_serve(monkeypatch):
-    assert explain("selective_scan")["inductor"] == "taken under torch.compile, or when forced"
+    def told(steps):
+        return explain("selective_scan", Call(dtype=torch.float64, steps=steps))
+
+    assert told(256)["inductor"] == "taken under torch.compile, or when forced"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert explain("selective_scan", Call(steps=20))["inductor"] == "20 steps are too few to pay for compiling a block"
-    assert explain("selective_scan", Call(steps=256))["inductor"] == "chosen"
+    assert told(20)["inductor"] == "20 steps are too few to pay for compiling a block"
+    assert told(256)["inductor"] == "chosen"
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    assert explain("selective_scan", Call(steps=256))["torch"] == "chosen"
+    assert told(256)["torch"] == "chosen"
 
 
 def test_an_exported_scan_holds_no_op_of_the_zoo():

@@ -14,19 +14,12 @@ multiply-add, by which picks would depend on the machine.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from ..files import atomic, cache_root
+from .. import native
 
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
 SOURCE = r"""
@@ -156,28 +149,9 @@ extern "C" void farthest_points(const float* xyz, int64_t size, int64_t count, i
 """
 
 
-class Unavailable(Exception):
-    """The kernel cannot be built here; the text says why and what to do."""
-
-
 def build():
     """Compile where the cache has no kernel yet, and return `run(xyz, lengths, count)`; else raise `Unavailable`."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or shutil.which("g++")]
-    if compiler == [None]:
-        raise Unavailable("no C++ compiler found (install one, or name it in CXX)")
-    name = hashlib.sha256("\0".join([SOURCE, *FLAGS, *compiler, sys.platform, platform.machine()]).encode()).hexdigest()
-    file = cache_root() / "kernels" / f"fps-{name[:16]}.so"
-    try:
-        if not file.exists():
-            with atomic(file) as temporary:
-                command = [*compiler, *FLAGS, "-x", "c++", "-", "-o", str(temporary)]
-                subprocess.run(command, input=SOURCE, text=True, capture_output=True, check=True)
-        kernel = ctypes.CDLL(str(file)).farthest_points
-    except subprocess.CalledProcessError as error:
-        told = error.stderr.strip().splitlines() or ["no message"]
-        raise Unavailable(f"{shlex.join(compiler)} cannot build its kernel ({told[0]})") from error
-    except OSError as error:
-        raise Unavailable(f"its kernel cannot be built or loaded ({error})") from error
+    kernel = native.build("fps", SOURCE, FLAGS).farthest_points
     kernel.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
     kernel.restype = None
 

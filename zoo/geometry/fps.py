@@ -74,11 +74,12 @@ def _serve(xyz: Tensor, lengths: Tensor, count: int) -> Tensor:
 @cache
 def _cpp():
     """The compiled kernel, or None where it cannot be built: told once, for the loop is some fifty times slower."""
+    from .. import native
     from . import _fps_cpp
 
     try:
         return _fps_cpp.build()
-    except _fps_cpp.Unavailable as reason:
+    except native.Unavailable as reason:
         warnings.warn(f"farthest_points: {reason}; a slow loop serves, with the same picks", stacklevel=4)
         return None
 

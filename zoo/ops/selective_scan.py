@@ -8,8 +8,8 @@ may let time pass without writing or write without time passing. e is an optiona
 `reference` loops over the steps. The others go block by block and keep only the states between blocks for backward,
 which recomputes the rest (the idea of section 3.3.2 of the paper): `torch` in buffers that stay in cache, `inductor`
 the same with the block compiled (`_selective_scan_blocks.py`), `triton` with states in registers, for float32 on CUDA
-(`_selective_scan_triton.py`). An exported program holds the doubling form, log2(L) rounds of h_t = a_t h_{t-k} + b_t,
-which has no loop over steps.
+(`_selective_scan_triton.py`), `cpp` the same for float32 on a CPU with a C++ compiler (`_selective_scan_cpp.py`). An
+exported program holds the doubling form, log2(L) rounds of h_t = a_t h_{t-k} + b_t, which has no loop over steps.
 """
 
 from __future__ import annotations
@@ -121,6 +121,10 @@ def _kernel(backend: str) -> _Kernel:
         from . import _selective_scan_triton as triton
 
         return _Kernel(triton.length, triton.forward, triton.backward)
+    if backend == "cpp":
+        from . import _selective_scan_cpp as cpp
+
+        return _Kernel(cpp.length, cpp.forward, cpp.backward)
     compiled = backend == "inductor"
     return _Kernel(*(partial(f, compiled=compiled) for f in (blocks.length, blocks.forward, blocks.backward)))
 
@@ -231,6 +235,20 @@ def _only_when_compiling(call: Call) -> str | None:
     return None if call.steps >= 256 else f"{call.steps} steps are too few to pay for compiling a block"
 
 
+def _only_float32_on_a_cpu(call: Call) -> str | None:
+    if call.device != "cpu" or call.dtype != torch.float32:
+        return "serves float32 on the CPU"
+    return "an exported program loads without statezoo" if torch.compiler.is_exporting() else _cannot_compile()
+
+
+@torch.compiler.assume_constant_result
+def _cannot_compile() -> str | None:
+    """Why there is no C++ kernel on this machine; not to be traced, for it runs the compiler."""
+    from . import _selective_scan_cpp as cpp
+
+    return cpp.objection()
+
+
 def _only_float32_on_cuda(call: Call) -> str | None:
     if not HAS_TRITON:
         return "Triton is not installed"
@@ -240,6 +258,7 @@ def _only_float32_on_cuda(call: Call) -> str | None:
 
 
 register(NAME, "triton", partial(_blocked, backend="triton"), objection=_only_float32_on_cuda)
+register(NAME, "cpp", partial(_blocked, backend="cpp"), objection=_only_float32_on_a_cpu)
 register(NAME, "inductor", partial(_blocked, backend="inductor"), automatic=_only_when_compiling)
 register(NAME, "torch", partial(_blocked, backend="torch"))
 register(NAME, "reference", _reference, automatic=only_by_force)
