@@ -3,9 +3,10 @@
 A program takes a tile of channels of one group and walks along its sequences block by block. Of a block it loads u and
 dt once, and goes through the states one at a time: decays (T, E) = exp2(dt A_n), then an associative scan over the T
 steps of pairs (a, b) -> (a' a, a' b + b'), whose first state comes from a carry in global memory that stays in cache.
-Backward needs h_{t-1} and what flows back into step t; both are scans of inputs shifted by a step, so that nothing is
-ever divided by a decay, and no state but those between blocks is stored. Sums over the channels of a group are kept
-apart by tile and added afterwards, as those of A are by sequence: without atomics results are the same every time.
+Backward needs h_{t-1} and what flows back into step t: its two scans carry along the map up to the step before, so that
+nothing is ever divided by a decay, and no state but those between blocks is stored. Sums over the channels of a group
+are kept apart by tile and added afterwards, as those of A are by sequence: without atomics results are the same every
+time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ PROGRAMS = 8192  # aimed at in backward, where one program may take several sequ
 @triton.jit
 def _combine(a_before, b_before, a, b):
     return a * a_before, a * b_before + b
+
+
+@triton.jit
+def _combine_both(a_before, b_before, c_before, d_before, a, b, c, d):
+    """Maps h -> a h + b over all steps of a range, h -> c h + d over all but its last."""
+    return a * a_before, a * b_before + b, c * a_before, c * b_before + d
 
 
 @triton.jit
@@ -163,30 +170,22 @@ def _backward(
                 valid = t < length
                 at = row * wide
                 u_t = _load(u + at, t, channel, length, wide, inside, 0.0)
-                u_b = _load(u + at, t - 1, channel, length, wide, inside, 0.0)
                 dt_t = _load(dt + at, t, channel, length, wide, inside, 0.0)
-                dt_b = _load(dt + at, t - 1, channel, length, wide, inside, 0.0)
-                dt_n = _load(dt + at, t + 1, channel, length, wide, inside, 0.0)
                 dy_t = _load(dy + at, t, channel, length, wide, inside, 0.0)
-                e_t, e_b, e_n, keep_t, keep_b, keep_n = dt_t, dt_b, dt_n, t, t, t
+                e_t, keep_t = dt_t, t
                 if EXTRA:
                     e_t = _load(extra + at, t, channel, length, wide, inside, 0.0) * 1.4426950408889634
-                    e_b = _load(extra + at, t - 1, channel, length, wide, inside, 0.0) * 1.4426950408889634
-                    e_n = _load(extra + at, t + 1, channel, length, wide, inside, 0.0) * 1.4426950408889634
                 if KEEP:
                     keep_t = _load_keep(keep + row, t, length)
-                    keep_b = _load_keep(keep + row, t - 1, length)
-                    keep_n = _load_keep(keep + row, t + 1, length)
                 du_t, ddt_t = tl.zeros((T, E), tl.float32), tl.zeros((T, E), tl.float32)
                 de_t = tl.zeros((T, E), tl.float32)
-                head, tail = (step == 0)[:, None], (step == T - 1)[:, None]
+                head = (step == 0)[:, None]
+                ones, zeros = tl.full((T, E), 1.0, tl.float32), tl.zeros((T, E), tl.float32)
                 for n in range(states):
                     rate = tl.load(A + n * wide + channel, mask=inside, other=0.0)[None, :]
                     spot = across + t.to(tl.int64) * groups * states + n
                     b_n = tl.load(B + spot, mask=valid, other=0.0)[:, None]
                     c_n = tl.load(C + spot, mask=valid, other=0.0)[:, None]
-                    earlier = (t > 0) & (t <= length)
-                    b_b = tl.load(B + spot - groups * states, mask=earlier, other=0.0)[:, None]
                     h = tl.zeros((E,), tl.float32)
                     if block > 0:
                         h = tl.load(before + _wide(block - 1) * batch * whole + state + n * per_group,
@@ -194,16 +193,16 @@ def _backward(
                     elif FIRST:
                         h = tl.load(first + state + n * per_group, mask=inside, other=0.0)
                     a = _decay(dt_t, rate, e_t, keep_t, EXTRA, KEEP)
-                    # h_{t-1}: the scan of the step before, begun with the state before the block
-                    a_b = tl.where(head, 0.0, _decay(dt_b, rate, e_b, keep_b, EXTRA, KEEP))
-                    _, h_b = tl.associative_scan((a_b, tl.where(head, h[None, :], u_b * b_b)), 0, _combine)
-                    h_t = a * h_b + u_t * b_n
-                    # g_t = C_t dy_t + a_{t+1} g_{t+1}, from the last step on
+                    reach, rise, reach_b, rise_b = tl.associative_scan((a, u_t * b_n, ones, zeros), 0, _combine_both)
+                    h_t, h_b = reach * h[None, :] + rise, reach_b * h[None, :] + rise_b
+                    # what passes step t on its way back, a_t (C_t dy_t + what passes step t + 1), from the last step on
                     carry = tl.load(back + state + n * per_group, mask=inside, other=0.0)
-                    a_n = tl.where(tail, 0.0, _decay(dt_n, rate, e_n, keep_n, EXTRA, KEEP))
-                    flow = dy_t * c_n + tl.where(tail, carry[None, :], 0.0)
-                    _, g = tl.associative_scan((a_n, flow), 0, _combine, reverse=True)
-                    passed = a * g
+                    flow = dy_t * c_n
+                    reach, rise, reach_n, rise_n = tl.associative_scan(
+                        (a, a * flow, ones, zeros), 0, _combine_both, reverse=True
+                    )
+                    passed = reach * carry[None, :] + rise
+                    g = flow + reach_n * carry[None, :] + rise_n
                     exponent = passed * h_b
                     du_t += g * b_n
                     ddt_t += exponent * rate
