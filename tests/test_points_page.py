@@ -60,7 +60,8 @@ def full():
     found = [one.record for one in find_records() if one.record.benchmark.name == f"{BONES}fold1"]
     for record in sorted((r for r in found if r.seed == 0), key=lambda r: -r.metrics[r.primary].value):
         size, how = record.model.parameters, record.recipe.scientific
-        facts = [f"{size:,}" if size else "-", how["data"]["points"], how["train"]["epochs"] if record.cost.train_steps else "-"]
+        epochs = how["train"]["epochs"] if record.cost.train_steps else "-"
+        facts = [f"{size:,}" if size else "-", how["data"]["points"], epochs]
         values = [f"{part[record.primary].value:.3f}" for part in (record.metrics, record.slices["turned"])]
         lines.append(f"| {' | '.join(map(str, [record.model.name, *facts, *values]))} |")
     return lines
