@@ -159,8 +159,14 @@ class Record(_Strict):
         return hash_json({"benchmark": benchmark, "split": self.data.split_sha256})
 
     def entry(self) -> tuple[str, str]:
-        """The records that may stand in one row of it share this: the model, and its recipe but for the fold."""
-        if not self.fold:
-            return self.model.name, self.recipe.sha256
-        data = {name: value for name, value in self.recipe.scientific["data"].items() if name != "split"}
-        return self.model.name, hash_json(self.recipe.scientific | {"data": data})
+        """The records that may stand in one row of it share this: the model, and its recipe but for the fold.
+
+        A setting that is off counts as absent: records from before it existed go on with those made since.
+        """
+        recipe = {
+            section: {name: value for name, value in settings.items() if value is not None and value is not False}
+            for section, settings in self.recipe.scientific.items()
+        }
+        if self.fold:
+            recipe["data"].pop("split", None)
+        return self.model.name, hash_json(recipe)

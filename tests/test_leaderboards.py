@@ -80,6 +80,17 @@ def test_seeds_of_one_recipe_make_one_row(runs):
     assert low < np.mean(values) < high
 
 
+def test_a_setting_that_came_later_and_is_off_splits_no_row(runs):
+    record = found(runs["gru0"]).record
+    train = record.recipe.scientific["train"]
+
+    def entry(**settings):
+        scientific = record.recipe.scientific | {"train": train | settings}
+        return record.model_copy(update={"recipe": record.recipe.model_copy(update={"scientific": scientific})}).entry()
+
+    assert entry(later=False) == entry(later=None) == record.entry() != entry(later=0)
+
+
 def test_hierarchical_interval_holds_both_sources(runs):
     """One seed taken twice has no spread between seeds; two seeds have at least as much in all."""
     one = (found(runs["gru0"]),)

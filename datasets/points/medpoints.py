@@ -3,7 +3,8 @@
 Source: G. Zhang, J. Yang and Y. Li, Hierarchical Feature Learning for Medical Point Clouds via State Space Model,
 MICCAI 2025, arXiv:2504.13015; made from MedShapeNet. Three sets: classification, 28,737 clouds of at most 16,384
 points, the parts of an organ and both sides of the body together; completion, the same clouds whole and without the
-nearest 20 % of the points around a random one; segmentation, 1,020 patients of 65,536 points, labels 1 to 46 (0: none).
+nearest 20 % of the points around a random one; segmentation, 1,020 patients of 65,536 points, coarse labels 1 to 46 and
+fine ones 1 to 145 (0: none), whose names the data do not hold.
 The layout is that of `cloud_layout.py`; the sets of the Hugging Face hub, sub-sampled once and for all, are not read.
 
 Splits. `official`: folds 1 to 3 train, 4 validates, 5 tests, as published. The group is the patient, whose name is the
@@ -27,7 +28,7 @@ from ...zoo.data.cloud_layout import FoldedClouds, by_fold
 from ...zoo.data.cloud_pack import Item
 from ...zoo.data.cloud_sample import write_medpoints
 from ...zoo.data.splits import assert_disjoint, by_group
-from ...zoo.errors import ZooError
+from ...zoo.errors import ZooError, unknown
 
 #: clouds of each class of the published classification set, in the order of the labels 1 to 46
 CLOUDS = {
@@ -40,7 +41,7 @@ CLOUDS = {
     **{"thyroid": 271, "trachea": 814, "uterocervix": 151, "uterus": 249, "vertebrae": 1024, "gonads": 108},
     **{"sacrum": 396, "clavicula": 517, "pulmonaryartery": 592, "rib": 747, "scapula": 612},
 }
-PATIENTS = 1020  # of the segmentation set
+PATIENTS, FINE = 1020, 145  # of the segmentation set
 
 
 class MedPointS(FoldedClouds):
@@ -57,17 +58,31 @@ class MedPointS(FoldedClouds):
     classes = tuple(CLOUDS)
     label_values = tuple(range(1, len(CLOUDS) + 1))
 
-    def __init__(self, *, split: Literal["official", "official-crossing", "by-patient"] = "official", **clouds):
-        """`split`: the published folds where they keep patients apart, or (`-crossing`) as they are, or our own."""
+    def __init__(
+        self,
+        *,
+        split: Literal["official", "official-crossing", "by-patient"] = "official",
+        labels: Literal["coarse", "fine"] = "coarse",
+        **clouds,
+    ):
+        """`split`: the published folds where they keep patients apart, or (`-crossing`) as they are, or our own.
+
+        `labels` of segmentation: the 46 coarse ones or the 145 fine ones.
+        """
         super().__init__(split=split, **clouds)
+        if labels not in ("coarse", "fine"):
+            raise unknown("labels", labels, ("coarse", "fine"), where=self.name)
+        self.layout = self.layout | {"segmentation": ("segmentation", ("pcd", f"{labels}_label"))}
+        if labels == "fine":
+            self.label_values = tuple(range(1, FINE + 1))
 
     def splits(self) -> tuple[str, ...]:
         """Valid values of `split`."""
         return "official", "official-crossing", "by-patient"
 
     def part_names(self, values: list[int]) -> tuple[str, ...]:
-        """The classes, which are those of whole clouds."""
-        return self.classes
+        """The classes, which are those of whole clouds; numbers for fine labels."""
+        return self.classes if len(values) == len(self.classes) else super().part_names(values)
 
     def places(self, items: list[Item]) -> dict[str, np.ndarray]:
         """By the published folds, or by patient."""

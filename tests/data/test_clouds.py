@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from scipy.spatial import cKDTree
 from statezoo.datasets.points.medpoints import CLOUDS
 from statezoo.zoo.api import create_dataset
-from statezoo.zoo.data import clouds
+from statezoo.zoo.data import base, clouds
 from statezoo.zoo.data.cloud_pack import Item, frame, is_colinear, normalise, pack
 from statezoo.zoo.data.cloud_part import draw, rotation, without_nearest
 from statezoo.zoo.data.cloud_reader import read_cloud
 from statezoo.zoo.data.ply import write_ply
 from statezoo.zoo.errors import BadArgument, ZooError
+from statezoo.zoo.files import hash_file
+from statezoo.zoo.geometry.fps import farthest_points
 from statezoo.zoo.registry import entries
 
 DATA = Path(os.environ.get("STATEZOO_DATA", ""), "points")
@@ -144,6 +148,26 @@ def test_drawing_with_replacement():
     assert all(len(np.unique(cloud, axis=0)) < 195 for cloud in part.batch(np.arange(8), np.arange(8))["points"])
 
 
+def test_the_farthest_points_cover_a_cloud():
+    options = {"points": 60, "farthest": True}
+    part, plain = sample("medpoints", **options).part("train"), sample("medpoints", points=60).part("train")
+    index = np.arange(6)
+    one, same, other = (part.batch(index, seeds)["points"] for seeds in (index, index, index + 1))
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+    for i in index:
+        whole = part.cloud(i)
+        wanted = farthest_points(torch.from_numpy(whole.astype(np.float32))[None], 60)[0]
+        np.testing.assert_allclose(part.to_file_units(i, part.batch(index)["points"][i]), whole[wanted], atol=1e-3)
+        gaps = [
+            cKDTree(p.to_file_units(i, p.batch(index, index)["points"][i])).query(whole)[0].max() for p in (part, plain)
+        ]
+        assert gaps[0] < gaps[1]
+    few = sample("medpoints", points=2000, farthest=True).part("test").batch(index)["points"]
+    assert few.shape == (6, 2000, 3), "fewer points than asked: each, and some again"
+    with pytest.raises(BadArgument, match="choose one"):
+        sample("medpoints", farthest=True, replace=True)
+
+
 def test_only_training_clouds_are_turned():
     plain, turned = (sample("medpoints", points=200, rotate=rotate) for rotate in ("none", "so3"))
     index, seeds = np.arange(6), np.arange(6)
@@ -260,6 +284,41 @@ def test_features_are_standardised_by_the_training_part(tmp_path):
             np.sort(b["features"][i][:n, 0]) for b, i in ((other.batch(np.array([mine])), 0), (trained, theirs))
         )
         np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_a_sample_is_drawn_anew_where_what_draws_it_changes(monkeypatch):
+    before = sample("msd-hippocampus-parts").folder
+    assert sample("msd-hippocampus-parts").folder == before
+    changed = {"cloud_shapes.py": "another"}
+    monkeypatch.setattr(base, "hash_file", lambda file: changed.get(Path(file).name) or hash_file(file))
+    assert sample("msd-hippocampus-parts").folder != before
+
+
+@pytest.mark.parametrize("name", ["pointnet", "pointnet_seg"])
+def test_features_reach_the_networks_that_take_them(name):
+    task = "segmentation" if name.endswith("seg") else "classification"
+    data = sample("cloud-folder", task=task, features=True, points=100)
+    model = entries("model")[name].load().from_spec(data.prepare(), widths=(8, 16, 32)).eval()
+    batch = data.part("train").batch(np.arange(2))
+    points, features = (torch.from_numpy(batch[tensor]) for tensor in model.inputs)
+    assert model.inputs == ("points", "features")
+    assert not torch.equal(model(points, features), model(points, features + 1))
+
+
+def test_features_are_refused_where_they_would_be_ignored():
+    with pytest.raises(ZooError, match="would ignore the features; leave data.features out, or choose pointnet"):
+        entries("model")["dgcnn"].load().from_spec(sample("cloud-folder", features=True).prepare())
+
+
+def test_fine_labels_of_medpoints():
+    options = {"task": "segmentation", "points": 300}
+    coarse, fine = (sample("medpoints", labels=labels, **options) for labels in ("coarse", "fine"))
+    assert (len(coarse.prepare().outputs.classes), len(fine.prepare().outputs.classes)) == (46, 145)
+    index = np.arange(4)
+    one, other = (data.part("test").batch(index)["label"] for data in (coarse, fine))
+    assert np.array_equal(other // 3, one) and len(np.unique(other)) > len(np.unique(one))
+    with pytest.raises(ZooError, match="labels"):
+        sample("medpoints", labels="finest")
 
 
 def test_a_million_points(tmp_path):
@@ -485,7 +544,6 @@ def test_bad_folders_of_segmentation(tmp_path):
     move(data.folder, label, label.replace("fold1", "fold2"))
     refused(again(), "is in fold 1, its label in 2", "move one")
     move(data.folder, label.replace("fold1", "fold2"), label)
-    (data.folder / label.replace("coarse", "fine")).parent.mkdir()
     (data.folder / label.replace("coarse", "fine")).write_text("not read")
     again().prepare()
     (data.folder / label.replace("coarse_label", "pcd").replace(".seg", ".ply")).unlink()

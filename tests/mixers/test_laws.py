@@ -187,5 +187,10 @@ def test_a_gpu_gives_what_the_cpu_gives(case):
         grads = torch.autograd.grad((out.y * torch.linspace(-1, 1, 70, device=device)[:, None]).sum(), wanted)
         every = {"y": out.y, **(out.state or {}), **{f"gradient {n}": g for n, g in enumerate(grads)}}
         found[device] = {name: tensor.detach().cpu() for name, tensor in every.items()}
-    # torch's CUDA kernel of hardswish holds 1 / 6 in float32, whatever the dtype is
-    laws.equal(found["cuda"], found["cpu"], case, atol=1e-7 if "hardswish" in CASES[case].values() else 1e-10)
+    if "hardswish" not in CASES[case].values():
+        laws.equal(found["cuda"], found["cpu"], case, atol=1e-10)
+        return
+    # torch's CUDA kernel of hardswish holds 1 / 6 in float32 whatever the dtype is, which is off by 2^-25 of it: what
+    # passes one forward and one backward is off by twice that in norm
+    for name, wanted in found["cpu"].items():
+        assert float((found["cuda"][name] - wanted).norm() / wanted.norm()) < 2**-24, name

@@ -39,6 +39,8 @@ class _Contract(metaclass=_Recorded):
     configs: ClassVar[dict[str, dict]]
     accepts: ClassVar[tuple[str, ...]]
     inputs: ClassVar[tuple[str, ...]]
+    #: tensors that it takes as well where the data set was asked for them
+    optional: ClassVar[tuple[str, ...]] = ()
     given: ClassVar[tuple[str, ...]] = ()
     #: the tasks that its outputs are for, where the kind of the data does not tell; (): any
     serves: ClassVar[tuple[str, ...]] = ()
@@ -58,6 +60,11 @@ class _Contract(metaclass=_Recorded):
             raise ZooError(
                 f"{cls.__name__} needs the tensor {missing[0]}, this data set gives "
                 f"{', '.join(spec.inputs.tensors)}; choose another model"
+            )
+        if "features" in spec.inputs.tensors and "features" not in (*cls.inputs, *cls.optional):
+            raise ZooError(
+                f"{cls.__name__} reads coordinates alone and would ignore the features; leave data.features out, or "
+                "choose pointnet"
             )
         return cls(**{name: spec.size(name) for name in cls.given}, **config)
 

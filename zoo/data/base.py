@@ -136,18 +136,16 @@ class Dataset:
 
     @classmethod
     def sample(cls, seed: int = 0, folder: Path | str | None = None, **config) -> Dataset:
-        """The adapter on its own sample, written once to the cache (or to `folder`) and read by the same reader."""
+        """The adapter on its own sample, written once to the cache (or to `folder`) and read by the same reader.
+
+        The cache is keyed by the code that may draw it: the adapter, its bases, and this package.
+        """
         maker = cls(**config)
         if folder is None:
-            code = hash_json(
-                {
-                    "source": Path(inspect.getfile(cls)).read_text(encoding="utf-8"),
-                    "seed": seed,
-                    "subset": maker.subset,
-                    "base": [hash_file(inspect.getfile(base)) for base in cls.__mro__[1:-1]],
-                }
-            )
-            folder = cache_root() / "samples" / maker.name / code[:16]
+            sources = {Path(inspect.getfile(base)) for base in cls.__mro__[:-1]}
+            code = sorted(hash_file(source) for source in sources.union(Path(__file__).parent.glob("*.py")))
+            key = hash_json({"code": code, "seed": seed, "subset": maker.subset})
+            folder = cache_root() / "samples" / maker.name / key[:16]
         folder = Path(folder)
         with locked(folder.with_suffix(".lock")):
             if not folder.is_dir():

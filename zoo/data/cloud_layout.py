@@ -2,10 +2,10 @@
 
     classification/fold{1..5}/<class>/<id>.ply
     completion/fold{1..5}/{partial,target}/<class>/<id>.ply
-    segmentation/fold{1..5}/{pcd,coarse_label}/<id>.{ply,seg}
+    segmentation/fold{1..5}/{pcd,coarse_label,fine_label}/<id>.{ply,seg}
 
 The published archives have some of these folders in another order (`<class>/fold1`); any order is read. Other folders
-of a segmentation (fine_label, colorized_pcd) are left alone.
+of a segmentation (colorized_pcd, and labels of the kind that was not asked for) are left alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .cloud_pack import Item
 from .clouds import PointClouds
 
 FOLDS = (1, 2, 3, 4, 5)
-SUFFIXES = {"coarse_label": ".seg"}
+SUFFIXES = {"coarse_label": ".seg", "fine_label": ".seg"}
 
 
 class FoldedClouds(PointClouds):

@@ -12,7 +12,8 @@ completion      points (N, 3) of the partial cloud, target (N, 3) of the whole i
 With features, features (N, F) come along, standardised by mean and deviation over the training points.
 
 The N points are drawn without replacement; a smaller cloud gives each point once and draws the rest again from them.
-In training the draw is a function of (seed, epoch, sample), in evaluation of the sample's id alone.
+In training the draw is a function of (seed, epoch, sample), in evaluation of the sample's id alone. `farthest` draws
+each point farthest from those before it: from a random one on in training, from the file's first in evaluation.
 
 Where no partial clouds are stored, they are made as MedPointS made its own (arXiv:2504.13015): the nearest 20 % of the
 points around one of them, drawn at random, are taken away.
@@ -24,7 +25,9 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
+from ..geometry.fps import farthest_points
 from ..seeding import generator
 from .base import Part
 from .cloud_pack import Item, frame
@@ -39,6 +42,7 @@ class Drawing:
     task: str
     points: int
     replace: bool = False
+    farthest: bool = False
     rotate: str = "none"
     own_frames: bool = False
     cut: bool = False  #: completion: take the partial cloud out of the whole
@@ -94,19 +98,19 @@ class Clouds(Part):
         if how.task == "completion":
             given = without_nearest(xyz, rng) if how.cut else np.arange(len(xyz))
             part = xyz[given] if turn is None else xyz[given] @ turn
-            chosen = draw(rng, len(part), how.points, how.replace)
+            chosen = self._draw(rng, part, seed)
             centre, scale = frame(part)
             row["points"] = _in_frame(part[chosen], centre, scale)
             whole = xyz if how.cut else self._span("target", "target_start", i) if "target" in self.packed else None
             if whole is not None:
                 whole = whole if turn is None else whole @ turn
                 centre, scale = frame(whole) if how.own_frames else (centre, scale)
-                row["target"] = _in_frame(whole[draw(rng, len(whole), how.points, how.replace)], centre, scale)
+                row["target"] = _in_frame(whole[self._draw(rng, whole, seed)], centre, scale)
             if self.category is not None:
                 row["category"] = self.category[i]
             chosen = given[chosen]
         else:
-            chosen = draw(rng, len(xyz), how.points, how.replace)
+            chosen = self._draw(rng, xyz, seed)
             points = xyz[chosen]
             row["points"] = points if turn is None else _in_frame(points @ turn, *frame(points @ turn))
             if how.task == "classification" and self.category is not None:
@@ -117,6 +121,11 @@ class Clouds(Part):
             features = self._span("features", "start", i)[chosen]
             row["features"] = ((features - np.array(how.mean)) / np.array(how.deviation)).astype(np.float32)
         return row
+
+    def _draw(self, rng: np.random.Generator, xyz: np.ndarray, seed: int | None) -> np.ndarray:
+        if self.how.farthest and len(xyz) >= self.how.points:
+            return farthest(xyz, self.how.points, 0 if seed is None else int(rng.integers(len(xyz))))
+        return draw(rng, len(xyz), self.how.points, self.how.replace)
 
     def _labels(self, i: int, xyz: np.ndarray, chosen: np.ndarray) -> dict[str, np.ndarray]:
         label = self._span("label", "start", i) if "label" in self.packed else None
@@ -140,6 +149,14 @@ def draw(rng: np.random.Generator, have: int, count: int, again: bool = False) -
     if have >= count:
         return rng.choice(have, count, replace=False)
     return np.concatenate([rng.permutation(have), rng.integers(have, size=count - have)])
+
+
+def farthest(xyz: np.ndarray, count: int, first: int) -> np.ndarray:
+    """Places of `count` points (M, 3): `first`, then each the farthest from those before it."""
+    order = np.arange(len(xyz))
+    order[[0, first]] = first, 0  # sampling starts at the first row
+    points = torch.from_numpy(np.ascontiguousarray(xyz[order], dtype=np.float32))
+    return order[farthest_points(points[None], count)[0].numpy()]
 
 
 def without_nearest(xyz: np.ndarray, rng: np.random.Generator, share: float = MISSING) -> np.ndarray:

@@ -23,7 +23,7 @@ def write_medpoints(
 ) -> None:
     """MedPointS's three sets: for each patient 10 of the 14 organs one by one, whole and in part, and a posed body.
 
-    `classes` number the labels from 1; a patient is in one fold of all three.
+    `classes` number the labels from 1; fine labels tell left from right as well. A patient is in one fold of all three.
     """
     names = list(ORGANS)
     for number in range(patients):
@@ -37,9 +37,11 @@ def write_medpoints(
                 _write(folder / top / fold / role / name / f"{patient.name}.ply", xyz)
         xyz, organ = patient.body(names, 1536)
         _write(folder / "segmentation" / fold / "pcd" / f"{patient.name}.ply", xyz)
-        labels = folder / "segmentation" / fold / "coarse_label"
-        labels.mkdir(parents=True, exist_ok=True)
-        write_labels(labels / f"{patient.name}.seg", np.array([classes.index(name) + 1 for name in names])[organ])
+        coarse = np.array([classes.index(name) + 1 for name in names])[organ]
+        for kind, label in (("coarse", coarse), ("fine", 3 * coarse - 2 + (xyz[:, 0] > 0))):
+            labels = folder / "segmentation" / fold / f"{kind}_label"
+            labels.mkdir(parents=True, exist_ok=True)
+            write_labels(labels / f"{patient.name}.seg", label)
 
 
 def write_bones(

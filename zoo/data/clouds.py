@@ -42,6 +42,7 @@ class PointClouds(Dataset):
         task: Literal["classification", "segmentation", "completion"] | None = None,
         points: int | None = None,
         replace: bool = False,
+        farthest: bool = False,
         rotate: Literal["none", "z", "so3"] = "none",
         own_frames: bool = False,
         features: bool = False,
@@ -49,9 +50,10 @@ class PointClouds(Dataset):
         """What is drawn from each cloud.
 
         `task`: one of the adapter's, default its first. `points` per sample, default 2,048 (segmentation 4,096).
-        `rotate`: turn training clouds at random, about z or in all ways. Quirks of the original loader of MedPointS:
-        `replace` draws points with replacement; `own_frames` gives the target of completion a frame of its own, so that
-        it does not lie where the partial cloud does. `features`: take the files' further columns along.
+        `farthest`: points far from each other in place of random ones, so that they cover the cloud. `rotate`: turn
+        training clouds at random, about z or in all ways. `features`: take the files' further columns along. Quirks of
+        the original loader of MedPointS: `replace` draws points with replacement; `own_frames` gives the target of
+        completion a frame of its own, so that it does not lie where the partial cloud does.
         """
         super().__init__(root=root, subset=subset)
         self.task = task or self.tasks[0]
@@ -59,11 +61,13 @@ class PointClouds(Dataset):
             raise unknown("task", self.task, self.tasks, where=f"data set {self.name}")
         if rotate not in ROTATIONS:
             raise unknown("rotation", rotate, ROTATIONS, where=self.name)
+        if replace and farthest:
+            raise BadArgument(f"{self.name}: data.replace and data.farthest are two ways to draw points; choose one")
         self.points = POINTS[self.task] if points is None else points
         if self.points < 1:
             raise BadArgument(f"{self.name}: data.points={points}; draw at least 1 point from each cloud")
         self.features, self.rotate = features, rotate
-        self.how = Drawing(self.task, self.points, replace, rotate, own_frames)
+        self.how = Drawing(self.task, self.points, replace, farthest, rotate, own_frames)
         self._files: dict[str, str] | None = None
         self._scaler: dict | None = None
 
