@@ -19,6 +19,7 @@ from ..zoo.backbones.base import Fitted, Model
 from ..zoo.data.base import Part
 from ..zoo.data.ply import write_cloud
 from ..zoo.data.spec import Spec
+from ..zoo.files import write_json
 from ..zoo.nn.losses import soft_dice
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
 
@@ -47,7 +48,11 @@ class Segmentation(Task):
         return {"counts": confusion(label.cpu().numpy(), guess.cpu().numpy(), outputs.shape[2])}
 
     def write_files(self, outputs: Tensor, batch: dict[str, Tensor], part: Part, folder: Path) -> None:
-        """Every point of each cloud with its class number `label`, in the units of its file, as `<id>.ply`."""
+        """Every point of each cloud with its class number `label`, in the units of its file, as `<id>.ply`.
+
+        `classes.json` has the names of the numbers.
+        """
+        write_json(folder / "classes.json", dict(enumerate(self.spec.outputs.classes)))
         guess = outputs.argmax(2).gather(1, batch["nearest"].long()).cpu().numpy()
         for i, labels in zip(batch["index"].tolist(), guess, strict=True):
             points = part.cloud(i)

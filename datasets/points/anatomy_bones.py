@@ -37,6 +37,7 @@ class AnatomyBones(FoldedClouds):
         ("classification", "completion"), "568d3e2e22ce915e6a9b19cbf96cce9b50bbe77364e773214d2216911b3c75d8"
     )
     layout = {"classification": ("classification", ()), "completion": ("classification", ())}
+    tables = ("metadata.csv",)
     classes = (
         *("calcaneus", "femur", "fibula", "hip_bone", "hippocampus"),
         *("patella", "sacrum", "skull", "talus", "tibia"),

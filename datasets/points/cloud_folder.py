@@ -34,6 +34,7 @@ class CloudFolder(PointClouds):
     tasks = ("classification", "segmentation", "completion")
     group = "group of groups.csv, else the file"
     license = "that of the data"
+    tables = ("groups.csv",)
 
     def __init__(self, *, split_seed: int = 0, surface_points: int = SURFACE_POINTS, **clouds):
         """`split_seed` divides the groups; `surface_points` are drawn from a mesh."""

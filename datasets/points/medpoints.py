@@ -4,8 +4,11 @@ Source: G. Zhang, J. Yang and Y. Li, Hierarchical Feature Learning for Medical P
 MICCAI 2025, arXiv:2504.13015; made from MedShapeNet. Three sets: classification, 28,737 clouds of at most 16,384
 points, the parts of an organ and both sides of the body together; completion, the same clouds whole and without the
 nearest 20 % of the points around a random one; segmentation, 1,020 patients of 65,536 points, coarse labels 1 to 46 and
-fine ones 1 to 145 (0: none), whose names the data do not hold.
-The layout is that of `cloud_layout.py`; the sets of the Hugging Face hub, sub-sampled once and for all, are not read.
+fine ones 1 to 145 (0: none).
+
+What is read are the full PLYs, in the layout of `cloud_layout.py`. The sets of the Hugging Face hub
+(wlsdzyzl/MedPointS-{cls,cpl,seg}) are not: by the script that made them they hold normalised clouds of 2,048 or 4,096
+points, drawn once and for all, and labels, with neither patient nor fold, so that no split could keep patients apart.
 
 Splits. `official`: folds 1 to 3 train, 4 validates, 5 tests, as published. The group is the patient, whose name is the
 file's stem. Whether the published folds of classification and completion keep patients apart is not documented, and
@@ -28,7 +31,7 @@ from ...zoo.data.cloud_layout import FoldedClouds, by_fold
 from ...zoo.data.cloud_pack import Item
 from ...zoo.data.cloud_sample import write_medpoints
 from ...zoo.data.splits import assert_disjoint, by_group
-from ...zoo.errors import ZooError, unknown
+from ...zoo.errors import BadArgument, ZooError, unknown
 
 #: clouds of each class of the published classification set, in the order of the labels 1 to 46
 CLOUDS = {
@@ -41,7 +44,31 @@ CLOUDS = {
     **{"thyroid": 271, "trachea": 814, "uterocervix": 151, "uterus": 249, "vertebrae": 1024, "gonads": 108},
     **{"sacrum": 396, "clavicula": 517, "pulmonaryartery": 592, "rib": 747, "scapula": 612},
 }
-PATIENTS, FINE = 1020, 145  # of the segmentation set
+PATIENTS = 1020  # of the segmentation set
+SIDES = ("left", "right")
+SIDED = (
+    *("adrenalgland", "autochthon", "breast", "cheek", "clavicle", "clavicula", "eyeball", "femur", "hip", "humerus"),
+    *("iliacartery", "iliacvena", "iliopsoas", "kidney", "scapula", "thyroid"),
+)
+#: the fine classes that a coarse one consists of, where it is not one of them itself
+PARTS = {
+    **{name: [name + side for side in SIDES] for name in SIDED},
+    "costa": [f"costa{number}{side}" for number in range(1, 13) for side in SIDES],
+    "gluteusmaximus": [f"gluteus{part}{side}" for part in ("maximus", "medius", "minimus") for side in SIDES],
+    "heart": [f"heart{part}{side}" for part in ("atrium", "ventricle") for side in SIDES]
+    + ["heartmyocardium", "hearttissue"],
+    "lung": [f"lung{part}lobe{side}" for part in ("lower", "upper") for side in SIDES] + ["lungmiddleloberight"],
+    "rib": [f"rib{side}{number}" for number in range(1, 13) for side in SIDES],
+    "vertebrae": [f"vertebrae{part}{number + 1}" for part, n in (("C", 7), ("L", 5), ("T", 12)) for number in range(n)],
+}
+
+
+def _fine(classes: list[str]) -> list[str]:
+    return sorted(part for name in classes for part in PARTS.get(name, [name]))
+
+
+#: fine classes in the order of the labels 1 to 145: those of coarse labels up to 41 by name, sacrum, the others by name
+FINE = (*_fine([*CLOUDS][:41]), *_fine([*CLOUDS][41:42]), *_fine([*CLOUDS][42:]))
 
 
 class MedPointS(FoldedClouds):
@@ -72,17 +99,25 @@ class MedPointS(FoldedClouds):
         super().__init__(split=split, **clouds)
         if labels not in ("coarse", "fine"):
             raise unknown("labels", labels, ("coarse", "fine"), where=self.name)
+        if labels == "fine" and self.task != "segmentation":
+            raise BadArgument(f"{self.name}: data.labels=fine is for segmentation, not for {self.task}; leave it out")
         self.layout = self.layout | {"segmentation": ("segmentation", ("pcd", f"{labels}_label"))}
+        self.labels = labels
         if labels == "fine":
-            self.label_values = tuple(range(1, FINE + 1))
+            self.label_values = tuple(range(1, len(FINE) + 1))
+
+    @property
+    def split_name(self) -> str:
+        """The split, and that labels are fine where they are: they have boards of their own."""
+        return self.split if self.labels == "coarse" else f"{self.split}-fine"
 
     def splits(self) -> tuple[str, ...]:
         """Valid values of `split`."""
         return "official", "official-crossing", "by-patient"
 
     def part_names(self, values: list[int]) -> tuple[str, ...]:
-        """The classes, which are those of whole clouds; numbers for fine labels."""
-        return self.classes if len(values) == len(self.classes) else super().part_names(values)
+        """The coarse classes, which are those of whole clouds, or the fine ones."""
+        return self.classes if self.labels == "coarse" else FINE
 
     def places(self, items: list[Item]) -> dict[str, np.ndarray]:
         """By the published folds, or by patient."""
@@ -121,4 +156,5 @@ class MedPointS(FoldedClouds):
 
     def write_sample(self, folder: Path, seed: int = 0) -> None:
         """50 patients with ten of 14 organs each, and their bodies, for all three tasks, in the source's layout."""
-        write_medpoints(folder, self.classes, seed)
+        number = {name: label for label, name in enumerate(FINE, 1)}
+        write_medpoints(folder, {name: [number[p] for p in PARTS.get(name, [name])] for name in self.classes}, seed)

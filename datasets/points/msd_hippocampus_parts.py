@@ -24,6 +24,7 @@ class MSDHippocampusParts(FoldedClouds):
     homepage = "http://medicaldecathlon.com"
     content = {"segmentation": "0c37b0ba0e3650a66a933787364479634de75848b2a25e4c8385bc2c9a1ce7b6"}
     label_values = (0, 1)
+    tables = ("metadata.csv",)
 
     def part_names(self, values: list[int]) -> tuple[str, ...]:
         """What labels 0 and 1 are."""

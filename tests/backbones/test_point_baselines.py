@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from statezoo.zoo.api import create_dataset, create_model
-from statezoo.zoo.backbones.base import parameter_count
+from statezoo.zoo.backbones.base import Fitted, parameter_count
 from statezoo.zoo.backbones.baselines.dgcnn import DGCNN
 from statezoo.zoo.backbones.baselines.distance_knn import DistanceKNN
 from statezoo.zoo.backbones.baselines.point_transformer import PointTransformer
 from statezoo.zoo.backbones.baselines.pointnet import PointNet, PointNetSegmenter
 from statezoo.zoo.backbones.baselines.pointnet2 import PointNet2
+from statezoo.zoo.contracts import distinct_models, sample_for
+from statezoo.zoo.registry import find
 
 DATA = os.environ.get("STATEZOO_DATA")
 NETWORKS = {"pointnet": PointNet, "pointnet2": PointNet2, "dgcnn": DGCNN, "point_transformer": PointTransformer}
@@ -60,6 +62,23 @@ def test_a_head_can_be_reset_and_left_out(name):
     assert m(clouds()).shape == (2, 3)
     m.reset_head(0)
     assert torch.equal(m(clouds()), m.forward_features(clouds()))
+
+
+@pytest.mark.parametrize("name", [name for name in distinct_models() if "points" in find("model", name).load().accepts])
+def test_clouds_on_a_line_and_in_one_place_give_finite_numbers(name):
+    cls = find("model", name).load()
+    data = sample_for(cls)
+    torch.manual_seed(0)
+    m = cls.from_spec(data.prepare(), **{**find("model", name).config, **cls.tiny})
+    along = torch.linspace(-1, 1, 256)[:, None]
+    x = torch.stack([along * torch.tensor([1.0, -1, 0.5]), torch.full((256, 3), 0.3), along.sign() * torch.ones(3)])
+    if isinstance(m, Fitted):
+        m.fit(data.part("train"), data.prepare())
+        assert np.isfinite(m.predict(points=x.numpy())).all()
+        return
+    y = m.train()(x, *(torch.zeros(3, dtype=torch.int64) for _ in m.inputs[1:]))
+    y.square().mean().backward()
+    assert y.isfinite().all() and all(p.grad.isfinite().all() for p in m.parameters() if p.grad is not None)
 
 
 def test_the_segmenter_follows_its_points():

@@ -141,7 +141,7 @@ def test_bones_are_sound(name):
 
 def test_the_layout_is_that_of_medpoints(tmp_path):
     classes = sample("medpoints").classes
-    write_medpoints(tmp_path, classes, 3, patients=5)
+    write_medpoints(tmp_path, {name: [n, -n] for n, name in enumerate(classes)}, 3, patients=5)
     found = {}
     for path in tmp_path.rglob("*.ply"):
         parts = path.relative_to(tmp_path).with_suffix("").parts
@@ -163,11 +163,13 @@ def test_the_layout_is_that_of_medpoints(tmp_path):
         assert len(part) == len(whole) - len(whole) // 5 and cKDTree(whole).query(part)[0].max() == 0
     label = np.loadtxt(tmp_path / "segmentation/fold2/coarse_label/s0001.seg")
     assert set(label.astype(int)) == {classes.index(name) + 1 for name in ORGANS}
-    assert len(label) == len(read_cloud(tmp_path / "segmentation/fold2/pcd/s0001.ply").xyz)
+    xyz = read_cloud(tmp_path / "segmentation/fold2/pcd/s0001.ply").xyz
+    fine = np.loadtxt(tmp_path / "segmentation/fold2/fine_label/s0001.seg")
+    assert len(label) == len(xyz) and np.array_equal(fine, (label - 1) * np.where(xyz[:, 0] > 0, -1, 1))
 
 
 def test_more_patients_change_none(tmp_path):
-    classes = sample("medpoints").classes
+    classes = {name: [n] for n, name in enumerate(sample("medpoints").classes)}
     for patients in (5, 6):
         write_medpoints(tmp_path / str(patients), classes, patients=patients)
     for path in (tmp_path / "5").rglob("*.*"):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial import cKDTree
-from statezoo.datasets.points.medpoints import CLOUDS
+from statezoo.datasets.points.medpoints import CLOUDS, FINE, PARTS
 from statezoo.zoo.api import create_dataset
-from statezoo.zoo.data import base, clouds
+from statezoo.zoo.data import clouds
 from statezoo.zoo.data.cloud_pack import Item, frame, is_colinear, normalise, pack
-from statezoo.zoo.data.cloud_part import draw, rotation, without_nearest
+from statezoo.zoo.data.cloud_part import draw, farthest, rotation, without_nearest
 from statezoo.zoo.data.cloud_reader import read_cloud
 from statezoo.zoo.data.ply import write_ply
 from statezoo.zoo.errors import BadArgument, ZooError
-from statezoo.zoo.files import hash_file
 from statezoo.zoo.geometry.fps import farthest_points
 from statezoo.zoo.registry import entries
 
@@ -162,10 +162,42 @@ def test_the_farthest_points_cover_a_cloud():
             cKDTree(p.to_file_units(i, p.batch(index, index)["points"][i])).query(whole)[0].max() for p in (part, plain)
         ]
         assert gaps[0] < gaps[1]
-    few = sample("medpoints", points=2000, farthest=True).part("test").batch(index)["points"]
-    assert few.shape == (6, 2000, 3), "fewer points than asked: each, and some again"
     with pytest.raises(BadArgument, match="choose one"):
         sample("medpoints", farthest=True, replace=True)
+
+
+def test_fewer_points_than_farthest_asks_for():
+    plain, part = (sample("medpoints", points=2000, farthest=far).part("test") for far in (False, True))
+    few = part.batch(np.arange(6))["points"]
+    assert np.array_equal(few, plain.batch(np.arange(6))["points"]), "each, and some again, as without it"
+    assert all(len(rows_of(few[i])) == len(rows_of(part.cloud(i))) < 2000 for i in range(6))
+
+
+def test_farthest_draws_no_point_twice():
+    whole = cloud(3, 50)
+    for xyz, distinct in ((np.repeat(whole, 4, 0), 50), (np.ones((60, 3)), 1), (np.linspace(0, 1, 60)[:, None], 60)):
+        for first in (0, 7):
+            picks = farthest(xyz * np.ones(3), 60, first)
+            assert picks[0] == first and len(set(picks.tolist())) == 60, "places"
+            assert len(rows_of(xyz[picks[:distinct]])) == distinct, "all that differ come first"
+
+
+def test_farthest_of_a_million_points():
+    xyz = np.random.default_rng(0).normal(size=(1_000_000, 3)).astype(np.float32)
+    began = time.perf_counter()
+    picks = farthest(xyz, 2048, 999_999)
+    assert time.perf_counter() - began < 60
+    assert picks[0] == 999_999 and len(set(picks.tolist())) == 2048
+    for k in (1, 2, 500):
+        gap = np.square(xyz - xyz[picks[:k], None]).sum(2).min(0)
+        assert gap[picks[k]] == pytest.approx(gap.max(), rel=1e-6)
+
+
+def test_workers_draw_the_farthest_points_alike():
+    data = sample("medpoints", points=50, farthest=True)
+    alone, helped = (data.datamodule(batch_size=16, workers=workers).train_dataloader() for workers in (0, 2))
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one["points"], other["points"])
 
 
 def test_only_training_clouds_are_turned():
@@ -220,9 +252,22 @@ def test_completion_cuts_anew_in_training_alone():
     assert max(np.abs(a[:, None] - b).max(2).min(1).max() for a, b in zip(few, whole, strict=True)) < 1e-5
 
 
+def test_what_is_drawn_of_a_cloud_may_coincide(tmp_path):
+    for i in range(20):
+        write(tmp_path, f"a/{i}.ply", np.concatenate([np.ones((97, 3)), cloud(i, 3)]))
+    for task in ("classification", "completion"):
+        data = create_dataset("cloud-folder", root=tmp_path, task=task, points=4, rotate="so3")
+        index = np.arange(len(data.part("train")))
+        for seed in range(5):
+            batch = data.part("train").batch(index, index + seed)
+            assert all(np.isfinite(batch[name]).all() for name in batch)
+
+
 def test_frames_of_their_own_are_a_quirk():
     batch = sample("medpoints", task="completion", points=700, own_frames=True).part("test").batch(np.arange(40))
     np.testing.assert_allclose(np.abs(batch["target"]).max((1, 2)), 1, atol=1e-6)
+    with pytest.raises(BadArgument, match="data.own_frames is for completion, not for segmentation; leave it out"):
+        sample("medpoints", task="segmentation", own_frames=True)
     gap = [np.abs(a[:, None] - b).max(2).min(1).max() for a, b in zip(batch["points"], batch["target"], strict=True)]
     assert max(gap) > 0.01
 
@@ -286,14 +331,6 @@ def test_features_are_standardised_by_the_training_part(tmp_path):
         np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-def test_a_sample_is_drawn_anew_where_what_draws_it_changes(monkeypatch):
-    before = sample("msd-hippocampus-parts").folder
-    assert sample("msd-hippocampus-parts").folder == before
-    changed = {"cloud_shapes.py": "another"}
-    monkeypatch.setattr(base, "hash_file", lambda file: changed.get(Path(file).name) or hash_file(file))
-    assert sample("msd-hippocampus-parts").folder != before
-
-
 @pytest.mark.parametrize("name", ["pointnet", "pointnet_seg"])
 def test_features_reach_the_networks_that_take_them(name):
     task = "segmentation" if name.endswith("seg") else "classification"
@@ -306,8 +343,19 @@ def test_features_reach_the_networks_that_take_them(name):
 
 
 def test_features_are_refused_where_they_would_be_ignored():
-    with pytest.raises(ZooError, match="would ignore the features; leave data.features out, or choose pointnet"):
-        entries("model")["dgcnn"].load().from_spec(sample("cloud-folder", features=True).prepare())
+    tasks = ("classification", "segmentation", "completion")
+    specs = {task: sample("cloud-folder", task=task, features=True).prepare() for task in tasks}
+    taking = set()
+    for name, entry in entries("model").items():
+        cls = entry.load()
+        if "points" not in cls.accepts:
+            continue
+        if "features" in (*cls.inputs, *cls.optional):
+            taking.add(name)
+            continue
+        with pytest.raises(ZooError, match=f"{cls.__name__} reads .* ignore the features; leave data.features out, or"):
+            cls.from_spec(specs[(*cls.serves, "classification")[0]], **cls.configs[name])
+    assert taking == {"pointnet", "pointnet_seg"}
 
 
 def test_fine_labels_of_medpoints():
@@ -316,9 +364,27 @@ def test_fine_labels_of_medpoints():
     assert (len(coarse.prepare().outputs.classes), len(fine.prepare().outputs.classes)) == (46, 145)
     index = np.arange(4)
     one, other = (data.part("test").batch(index)["label"] for data in (coarse, fine))
-    assert np.array_equal(other // 3, one) and len(np.unique(other)) > len(np.unique(one))
-    with pytest.raises(ZooError, match="labels"):
+    names = fine.prepare().outputs.classes
+    assert all(
+        names[other[place]] in PARTS.get(kind, [kind])
+        for place, kind in np.ndenumerate(np.array(coarse.prepare().outputs.classes)[one])
+    )
+    assert len(np.unique(other)) > len(np.unique(one))
+    assert (coarse.split_name, fine.split_name) == ("official", "official-fine"), "boards of their own"
+    with pytest.raises(ZooError, match="unknown labels 'finest'"):
         sample("medpoints", labels="finest")
+    with pytest.raises(BadArgument, match="data.labels=fine is for segmentation, not for completion; leave it out"):
+        sample("medpoints", labels="fine", task="completion")
+
+
+def test_fine_labels_are_numbered_as_published():
+    assert len(FINE) == len(set(FINE)) == 145
+    known = {1: "adrenalglandleft", 17: "costa10left", 23: "costa1left", 50: "gluteusmediusleft", 54: "gonads"}
+    known |= {58: "hearttissue", 77: "lungmiddleloberight", 92: "vertebraeC1", 105: "vertebraeT10", 115: "vertebraeT9"}
+    known |= {116: "sacrum", 117: "claviculaleft", 119: "pulmonaryartery", 121: "ribleft10", 132: "ribright1"}
+    known |= {143: "ribright9", 145: "scapularight"}
+    assert {number: FINE[number - 1] for number in known} == known
+    assert Counter(part for name in CLOUDS for part in PARTS.get(name, [name])) == Counter(FINE)
 
 
 def test_a_million_points(tmp_path):
@@ -455,6 +521,13 @@ def test_inference_on_files_without_labels(tmp_path):
     assert one.ids.tolist() == ["p0"] and np.array_equal(one.batch(np.arange(1))["points"][0], batch["points"][1])
     with pytest.raises(ZooError, match="holds no file of .ply.*; check the path"):
         data.inference(tmp_path / "prep", tmp_path / "prep")
+    for name in (".hidden.ply", ".git/a.ply", "metadata.csv"):
+        (tmp_path / "new" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "new" / name).write_text("no cloud")
+    assert data.inference(tmp_path / "new", tmp_path / "prep").ids.tolist() == ["deep/p1", "p0"]
+    shutil.copy(tmp_path / "new/p0.xyz", tmp_path / "new/p0.txt")
+    with pytest.raises(ZooError, match="p0.xyz: repeats the name of p0.txt; rename one of the two"):
+        data.inference(tmp_path / "new", tmp_path / "prep")
 
 
 def test_inference_of_completion_takes_the_class_of_the_folder(tmp_path):

@@ -190,7 +190,7 @@ def test_a_gpu_gives_what_the_cpu_gives(case):
     if "hardswish" not in CASES[case].values():
         laws.equal(found["cuda"], found["cpu"], case, atol=1e-10)
         return
-    # torch's CUDA kernel of hardswish holds 1 / 6 in float32 whatever the dtype is, which is off by 2^-25 of it: what
-    # passes one forward and one backward is off by twice that in norm
+    # torch's CUDA kernel of hardswish holds 1 / 6 in float32 whatever the dtype is, which is off by 2^-25 of it. x, B
+    # and C all pass it, so that the scan's product of the three is off by three times that; once more for the norm
     for name, wanted in found["cpu"].items():
-        assert float((found["cuda"][name] - wanted).norm() / wanted.norm()) < 2**-24, name
+        assert float((found["cuda"][name] - wanted).norm() / wanted.norm()) < 4 * 2**-25, name

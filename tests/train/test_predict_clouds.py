@@ -1,11 +1,17 @@
 """Predictions on clouds without labels: points with labels and completed clouds as PLY, classes as a table."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import pytest
+import torch
+from scipy.spatial import cKDTree
 from statezoo.zoo.cli import main
 from statezoo.zoo.data.cloud_reader import read_cloud
 from statezoo.zoo.data.ply import write_ply
 from statezoo.zoo.files import read_json
+from statezoo.zoo.train.inference import open_run
 
 QUICK = ["train.max_steps=2", "train.logger=null", "--sample"]
 
@@ -16,16 +22,55 @@ def new_clouds(folder, *names, points=300):
         write_ply(folder / name, 20 + 7 * np.random.default_rng(n).normal(size=(points + n, 3)))
 
 
-def test_segmentation_labels_every_point(tmp_path, capsys):
-    assert main(["train", "pointnet_seg/medpoints-segmentation", *QUICK, "--folder", str(tmp_path / "run")]) == 0
-    new_clouds(tmp_path / "new", "a.ply", "deep/b.ply")
-    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "new")]) == 0
-    classes = len(read_json(tmp_path / "run/prep/spec.json")["outputs"]["classes"])
-    for name in ("a", "deep/b"):
-        given, made = (read_cloud(tmp_path / folder / f"{name}.ply") for folder in ("new", "run/predictions"))
+@pytest.mark.parametrize("model", ["pointnet_seg", "point_ssm_seg"])
+def test_segmentation_labels_every_point(model, tmp_path, capsys):
+    run, new = tmp_path / "run", tmp_path / "new"
+    assert main(["train", f"{model}/medpoints-segmentation", *QUICK, "--folder", str(run)]) == 0
+    new_clouds(new, "a.ply", "deep/b.ply")
+    new_clouds(new, "few.ply", points=20)
+    assert main(["predict", str(run), str(new)]) == 0
+    assert "3 samples" in capsys.readouterr().out
+    names = read_json(run / "predictions/classes.json")
+    assert [*names.values()] == read_json(run / "prep/spec.json")["outputs"]["classes"]
+    s = open_run(run)
+    part = s.dataset.inference(new, run / "prep")
+    for i, name in enumerate(("a", "deep/b", "few")):
+        given, made = (read_cloud(folder / f"{name}.ply") for folder in (new, run / "predictions"))
         np.testing.assert_allclose(made.xyz, given.xyz, atol=1e-4)
-        assert made.label.min() >= 0 and made.label.max() < classes
-    assert "2 samples" in capsys.readouterr().out
+        # every point has the class of the nearest one that entered the model
+        drawn = part.batch(np.array([i]))["points"]
+        with torch.inference_mode():
+            guess = s.task.model(torch.from_numpy(drawn))[0].argmax(1).numpy()
+        nearest = cKDTree(part.to_file_units(i, drawn[0])).query(part.cloud(i))[1]
+        assert np.array_equal(made.label, guess[nearest])
+
+
+def test_clouds_need_a_folder_to_be_written_to(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "pointnet_seg/medpoints-segmentation", *QUICK, "--folder", str(run)]) == 0
+    new_clouds(tmp_path / "new", "a.ply")
+    capsys.readouterr()
+    for out in (tmp_path / "table.csv", run / "recipe.yaml"):
+        assert main(["predict", str(run), str(tmp_path / "new"), "--out", str(out)]) == 2
+        assert "segmentation writes one .ply for each cloud; give a folder" in capsys.readouterr().err
+    assert not (tmp_path / "table.csv").exists()
+
+
+def test_features_are_needed_where_a_network_was_trained_with_them(tmp_path, capsys):
+    run = tmp_path / "run"
+    recipe = ["train", "pointnet/cloud-folder", "data.features=true", *QUICK, "--folder", str(run)]
+    assert main(recipe) == 0 and main(["eval", str(run)]) == 0
+    assert "prediction rows are identical" in capsys.readouterr().out
+    sample = Path(read_json(run / "data.json")["folder"])
+    assert main(["predict", str(run), str(sample), "--out", str(tmp_path / "table.csv")]) == 0, "with its groups.csv"
+    assert len(pd.read_csv(tmp_path / "table.csv")) == 160
+    new_clouds(tmp_path / "new", "a.ply")
+    assert main(["predict", str(run), str(tmp_path / "new")]) == 2
+    assert "has the features none" in capsys.readouterr().err
+    recipe[1] = "dgcnn/cloud-folder"
+    assert main([*recipe[:-1], str(tmp_path / "other")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: DGCNN reads coordinates alone") and "leave data.features out" in told
 
 
 def test_completion_is_in_the_units_of_the_file(tmp_path, capsys):

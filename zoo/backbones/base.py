@@ -64,7 +64,7 @@ class _Contract(metaclass=_Recorded):
         if "features" in spec.inputs.tensors and "features" not in (*cls.inputs, *cls.optional):
             raise ZooError(
                 f"{cls.__name__} reads coordinates alone and would ignore the features; leave data.features out, or "
-                "choose pointnet"
+                "choose pointnet (for segmentation pointnet_seg)"
             )
         return cls(**{name: spec.size(name) for name in cls.given}, **config)
 

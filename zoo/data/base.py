@@ -138,12 +138,14 @@ class Dataset:
     def sample(cls, seed: int = 0, folder: Path | str | None = None, **config) -> Dataset:
         """The adapter on its own sample, written once to the cache (or to `folder`) and read by the same reader.
 
-        The cache is keyed by the code that may draw it: the adapter, its bases, and this package.
+        The cache is keyed by the code that may draw it: the adapter, its bases, this package, and what both build on.
         """
         maker = cls(**config)
         if folder is None:
+            here = Path(__file__).parent
             sources = {Path(inspect.getfile(base)) for base in cls.__mro__[:-1]}
-            code = sorted(hash_file(source) for source in sources.union(Path(__file__).parent.glob("*.py")))
+            sources.update(here.glob("*.py"), (here.parent / name for name in ("seeding.py", "files.py")))
+            code = sorted(hash_file(source) for source in sources)
             key = hash_json({"code": code, "seed": seed, "subset": maker.subset})
             folder = cache_root() / "samples" / maker.name / key[:16]
         folder = Path(folder)

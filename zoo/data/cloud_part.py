@@ -13,7 +13,8 @@ With features, features (N, F) come along, standardised by mean and deviation ov
 
 The N points are drawn without replacement; a smaller cloud gives each point once and draws the rest again from them.
 In training the draw is a function of (seed, epoch, sample), in evaluation of the sample's id alone. `farthest` draws
-each point farthest from those before it: from a random one on in training, from the file's first in evaluation.
+each point farthest from those before it: from a random one on in training, from the file's first in evaluation; where
+the cloud has too few places, the rest are points that repeat one. Clouds with fewer points than N are drawn as above.
 
 Where no partial clouds are stored, they are made as MedPointS made its own (arXiv:2504.13015): the nearest 20 % of the
 points around one of them, drawn at random, are taken away.
@@ -152,11 +153,19 @@ def draw(rng: np.random.Generator, have: int, count: int, again: bool = False) -
 
 
 def farthest(xyz: np.ndarray, count: int, first: int) -> np.ndarray:
-    """Places of `count` points (M, 3): `first`, then each the farthest from those before it."""
+    """Places of `count` of at least as many points (M, 3): `first`, then each the farthest from those before it.
+
+    No place is drawn twice: where all that is left repeats what was drawn, the rest are taken in order.
+    """
     order = np.arange(len(xyz))
     order[[0, first]] = first, 0  # sampling starts at the first row
     points = torch.from_numpy(np.ascontiguousarray(xyz[order], dtype=np.float32))
-    return order[farthest_points(points[None], count)[0].numpy()]
+    picks = order[farthest_points(points[None], count)[0].numpy()]
+    distinct = np.unique(picks, return_index=True)[1]
+    if len(distinct) < count:
+        again = np.setdiff1d(np.arange(count), distinct)
+        picks[again] = np.setdiff1d(np.arange(len(xyz)), picks)[: len(again)]
+    return picks
 
 
 def without_nearest(xyz: np.ndarray, rng: np.random.Generator, share: float = MISSING) -> np.ndarray:
@@ -188,7 +197,8 @@ def _pairs(index: np.ndarray, seeds: np.ndarray | None):
 
 
 def _in_frame(xyz: np.ndarray, centre: np.ndarray, scale: float) -> np.ndarray:
-    return ((xyz - centre) / scale).astype(np.float32)
+    """A part whose points coincide has no size, and keeps that of its cloud."""
+    return ((xyz - centre) / (scale or 1)).astype(np.float32)
 
 
 def _stacked(rows: list[np.ndarray]) -> np.ndarray:

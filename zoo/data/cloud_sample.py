@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,21 @@ FEWEST, MOST = 200, 700
 
 
 def write_medpoints(
-    folder: Path, classes: Sequence[str], seed: int = 0, *, patients: int = 50, variation: float = VARIATION
+    folder: Path,
+    classes: Mapping[str, Sequence[int]],
+    seed: int = 0,
+    *,
+    patients: int = 50,
+    variation: float = VARIATION,
 ) -> None:
     """MedPointS's three sets: for each patient 10 of the 14 organs one by one, whole and in part, and a posed body.
 
-    `classes` number the labels from 1; fine labels tell left from right as well. A patient is in one fold of all three.
+    `classes` in the order of the coarse labels from 1, each with its fine labels: an organ gets the first on one side
+    of the body and the last on the other. A patient is in one fold of all three.
     """
     names = list(ORGANS)
+    coarse = np.array([list(classes).index(name) + 1 for name in names])
+    first, last = (np.array([classes[name][end] for name in names]) for end in (0, -1))
     for number in range(patients):
         patient = Patient(seed, f"s{number:04d}", variation)
         rng, fold = generator(seed, "patient-files", number), f"fold{number % len(FOLDS) + 1}"
@@ -37,8 +45,8 @@ def write_medpoints(
                 _write(folder / top / fold / role / name / f"{patient.name}.ply", xyz)
         xyz, organ = patient.body(names, 1536)
         _write(folder / "segmentation" / fold / "pcd" / f"{patient.name}.ply", xyz)
-        coarse = np.array([classes.index(name) + 1 for name in names])[organ]
-        for kind, label in (("coarse", coarse), ("fine", 3 * coarse - 2 + (xyz[:, 0] > 0))):
+        fine = np.where(xyz[:, 0] > 0, last[organ], first[organ])
+        for kind, label in (("coarse", coarse[organ]), ("fine", fine)):
             labels = folder / "segmentation" / fold / f"{kind}_label"
             labels.mkdir(parents=True, exist_ok=True)
             write_labels(labels / f"{patient.name}.seg", label)

@@ -33,6 +33,8 @@ class PointClouds(Dataset):
     content: ClassVar[dict[str, str]] = {}
     #: labels in files of labels, in the order of the class names; None: those that are found
     label_values: ClassVar[tuple[int, ...] | None] = None
+    #: files beside the clouds that are none, though their suffix might be one's
+    tables: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -61,6 +63,8 @@ class PointClouds(Dataset):
             raise unknown("task", self.task, self.tasks, where=f"data set {self.name}")
         if rotate not in ROTATIONS:
             raise unknown("rotation", rotate, ROTATIONS, where=self.name)
+        if own_frames and self.task != "completion":
+            raise BadArgument(f"{self.name}: data.own_frames is for completion, not for {self.task}; leave it out")
         if replace and farthest:
             raise BadArgument(f"{self.name}: data.replace and data.farthest are two ways to draw points; choose one")
         self.points = POINTS[self.task] if points is None else points
@@ -195,16 +199,20 @@ class PointClouds(Dataset):
             write_json(folder / "features.json", self._scaler)
 
     def inference(self, source: Path, prep: Path) -> Part:
-        """The clouds of a file or of a folder and those below it; for completion they are the partial ones.
+        """The clouds of a file or of a folder and those below it, but hidden ones; for completion, the partial ones.
 
         A cloud in a folder named as a class of completion gets it as its category.
         """
         spec, folder = Spec.load(prep), source if source.is_dir() else source.parent
-        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if suffix(p) in READERS)
+        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if self._is_cloud(p, source))
         if not files:
             raise ZooError(f"{source}: holds no file of {', '.join(READERS)}; check the path")
         names, ids = spec.outputs.classes, [file.relative_to(folder) for file in files]
         items = [Item((i.parent / stem(i)).as_posix(), str(i), i.as_posix(), i.parent.name) for i in ids]
+        first = {item.id: item.cloud for item in reversed(items)}
+        for item in items:
+            if first[item.id] != item.cloud:
+                raise ZooError(f"{folder / item.cloud}: repeats the name of {first[item.id]}; rename one of the two")
         features = "features" in spec.inputs.tensors
         settings = {name: value for name, value in self.read_settings().items() if name == "surface_points"}
         arrays, facts = pack(folder, items, features=features, **{"surface_points": SURFACE_POINTS, **settings})
@@ -219,3 +227,7 @@ class PointClouds(Dataset):
             category = np.array([names.index(item.category) for item in items], np.int64)
         self.counts = {"clouds": len(items)}
         return Clouds(arrays, np.arange(len(items)), items, category, how)
+
+    def _is_cloud(self, file: Path, folder: Path) -> bool:
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        return suffix(file) in READERS and not hidden and file.name not in self.tables

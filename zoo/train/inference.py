@@ -65,6 +65,8 @@ def predict(run: Path, source: Path, *, out: Path | None, top: int, features: bo
             )
         if not features and hasattr(s.task, "write_files"):
             out = out or run / "predictions"
+            if out.is_file() or out.suffix in (".ply", ".csv", ".parquet"):
+                raise ZooError(f"--out {out}: {s.task.rows} writes one .ply for each cloud; give a folder")
             for batch in _batches(s, part):
                 s.task.write_files(s.task.outputs(batch), batch, part, out)
         else:
