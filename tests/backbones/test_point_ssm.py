@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from statezoo.zoo.api import create_model
+from statezoo.zoo.backbones import _point_layers
 from statezoo.zoo.backbones.base import parameter_count
 from statezoo.zoo.backbones.point_ssm import PointCompleter, PointSegmenter, PointSSM
 from statezoo.zoo.errors import ZooError
@@ -123,6 +124,25 @@ def test_options_change_the_output_and_train(change):
     assert float((y - model()(x)).detach().abs().max()) > 1e-6
     with use_backend("reference"):
         assert torch.allclose(m(x), y, atol=1e-9)
+
+
+@pytest.mark.parametrize("cls", [PointSSM, PointSegmenter, PointCompleter])
+def test_parts_change_neither_output_nor_gradients(cls, monkeypatch):
+    torch.manual_seed(0)
+    m, given = cls(5, **cls.tiny).double(), [cloud(batch=3)]
+    if cls is PointCompleter:
+        given.append(torch.tensor([0, 3, 1]))
+    parameters = [tensor for name, tensor in m.named_parameters() if not name.startswith("attention.")]
+
+    def run(part):
+        monkeypatch.setattr(_point_layers, "PART", part)
+        y = m(*given)
+        return [y, *torch.autograd.grad(y.square().sum(), parameters, allow_unused=True)]
+
+    whole = run(1 << 40)
+    for part in (1, 1000):
+        for ours, theirs in zip(run(part), whole, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
 
 def test_what_no_weight_decay_touches():

@@ -12,6 +12,8 @@ Each may end in an injection of a condition c: y * (1 + G c) + B c.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +24,7 @@ from ..ops.causal_conv1d import causal_conv1d
 from ..ops.selective_scan import selective_scan
 
 GROUPS = 8
+PART = 1 << 18  # elements for each thread that a pair takes at a time on a CPU
 
 
 class Finish(nn.Module):
@@ -101,7 +104,7 @@ class Along(nn.Module):
         dt = F.softplus(torch.einsum("blkr,ker->blke", r, self.dt_proj).to(wide) + self.dt_bias.to(wide)).flatten(2)
         values = along.flatten(2).to(wide)
         y, _ = selective_scan(dt * values, dt, -self.A_log.to(wide).exp(), B.to(wide), C.to(wide), final=False)
-        y = (y + self.D.to(wide) * values).unflatten(2, (self.paths, -1)).to(x.dtype)
+        y = torch.addcmul(y, self.D.to(wide), values).unflatten(2, (self.paths, -1)).to(x.dtype)
         y = sum(take(y[:, :, k], inverse) for k, inverse in enumerate(inverses.unbind(1)))
         return self.finish(x + self.out_proj(y * F.leaky_relu(z)), c)
 
@@ -124,7 +127,11 @@ def hidden_width(dim: int, out: int) -> int:
 
 
 class Pair(nn.Module):
-    """Two blocks, dim to out by `hidden_width`."""
+    """Two blocks, dim to out by `hidden_width`.
+
+    On a CPU they take some sequences at a time, so that what lies between input and output stays in cache; as whole
+    tensors it goes through main memory, and pages for it are asked of the system anew at each operation.
+    """
 
     def __init__(self, block: type[Local] | type[Pointwise], dim: int, out: int, *arguments):
         super().__init__()
@@ -133,4 +140,8 @@ class Pair(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Sequences (M, L, dim) to (M, L, out)."""
-        return self.second(self.first(x, c), c)
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.second(self.first(x, c), c)
+        size = max(1, PART * torch.get_num_threads() // math.prod(x.shape[1:]))
+        conditions = [None] * len(x) if c is None else c.split(size)
+        return torch.cat([self.second(self.first(x, c), c) for x, c in zip(x.split(size), conditions, strict=False)])

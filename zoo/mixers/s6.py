@@ -147,7 +147,7 @@ class S6(Mixer):
 
     def skip(self, mixed: Tensor, parts: Parts) -> Tensor:
         """The scan's output with D x, before the gate: what other layers may read as memory, (B, L, E)."""
-        y = mixed.squeeze(-1) + self.D.to(mixed.dtype) * parts.x.to(mixed.dtype)
+        y = torch.addcmul(mixed.squeeze(-1), self.D.to(mixed.dtype), parts.x.to(mixed.dtype))
         return self.observe["scan"](y.to(parts.z.dtype))
 
     def _gate(self, y: Tensor, parts: Parts) -> Tensor:

@@ -79,13 +79,13 @@ def _with_before(segments: Tensor, keep: int) -> Tensor:
 def _reference(padded, weight, bias, segments):
     width = weight.shape[1]
     numbers = None if segments is None else _with_before(segments, width - 1)
-    y = 0
-    for k in range(width):  # tap k of the output at step t is the input of step t - (width - 1 - k)
-        tap = padded[:, k : padded.shape[1] - width + 1 + k] * weight[:, k]
+    y = padded.new_zeros(()) if bias is None else bias
+    for k, row in enumerate(weight.t().contiguous()):  # tap k of step t is the input of step t - (width - 1 - k)
+        tap = padded[:, k : padded.shape[1] - width + 1 + k]
         if numbers is not None:
             tap = torch.where((numbers[:, k : k + segments.shape[1]] == segments)[..., None], tap, 0)
-        y = y + tap
-    return y if bias is None else y + bias
+        y = torch.addcmul(y, tap, row)
+    return y
 
 
 def _torch(padded, weight, bias, segments):
