@@ -88,6 +88,14 @@ def test_a_block_fits_the_cache_and_is_never_empty():
         assert 1 <= together <= batch and block * together * channels * states <= 1 << 20
 
 
+def test_a_block_of_a_gpu_is_large():
+    """A launch costs more than the elements of a block that would stay in a CPU's cache."""
+    assert module.blocks.plan(16, 1024, 64, False, "cuda") == (16, 64)
+    assert module.blocks.plan(8192, 256, 64, False, "cuda") == (256, 16)
+    assert module._kernel("torch", "cuda").length(64, 4096, 64) == 16
+    assert module._kernel("torch", "cpu").length(64, 4096, 64) == 4
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 31, 127])
 def test_lengths(steps):
     given = problem(OPTIONS, steps=steps)

@@ -114,12 +114,17 @@ def _eager_backward(u, dt, A, B, C, extra, keep, h, dy, dh, buffers):
 # all blocks -----------------------------------------------------------------------------------------------------------
 
 
-def plan(batch: int, channels: int, states: int, compiled: bool) -> tuple[int, int]:
-    """Sequences scanned together and steps of a block: its buffers stay in the cache that the cores share."""
+def plan(batch: int, channels: int, states: int, compiled: bool, device: str = "cpu") -> tuple[int, int]:
+    """Sequences scanned together and steps of a block.
+
+    On a CPU its buffers stay in the cache that the cores share. Elsewhere every operation is a launch, and pays with many
+    elements: buffers are large (256 MiB in float32).
+    """
     if compiled:
         return batch, 16
-    together = min(batch, max(1, (1 << 16) // (channels * states)))
-    return together, max(4, min(64, (1 << 20) // (together * channels * states)))
+    at_once, room = (1 << 16, 1 << 20) if device == "cpu" else (1 << 22, 1 << 26)
+    together = min(batch, max(1, at_once // (channels * states)))
+    return together, max(4, min(64, room // (together * channels * states)))
 
 
 class _Blocks:
@@ -159,14 +164,14 @@ class _Blocks:
         return _compiled(which)(*self.cut(at), *arguments)
 
 
-def length(batch: int, channels: int, states: int, compiled: bool = False) -> int:
+def length(batch: int, channels: int, states: int, compiled: bool = False, device: str = "cpu") -> int:
     """Steps between the states that are kept."""
-    return plan(batch, channels, states, compiled)[1]
+    return plan(batch, channels, states, compiled, device)[1]
 
 
 def forward(u, dt, A, B, C, log_decay, initial, keep, *, y, final, before, compiled=False) -> None:
     """Fill y (B, L, D) and, unless None, final (B, D, N) and before (K - 1, B, G, N, E): the states between blocks."""
-    together, steps = plan(u.shape[0], *A.shape, compiled)
+    together, steps = plan(u.shape[0], *A.shape, compiled, u.device.type)
     rate, buffers = _grouped(A, B), None
     for part in _parts(u.shape[0], together):
         blocks = _Blocks(*_rows(part, u, dt), rate, *_rows(part, B, C, log_decay, keep), compiled, steps)
@@ -183,7 +188,7 @@ def forward(u, dt, A, B, C, log_decay, initial, keep, *, y, final, before, compi
 
 def backward(u, dt, A, B, C, log_decay, initial, keep, before, dy, dfinal, *, grads, compiled=False) -> None:
     """Fill `grads`: those of u, dt, A, B, C, log_decay and initial, the last two None where these are."""
-    together, steps = plan(u.shape[0], *A.shape, compiled)
+    together, steps = plan(u.shape[0], *A.shape, compiled, u.device.type)
     du, ddt, dA_out, dB, dC, de, dfirst = grads
     rate, buffers = _grouped(A, B), None
     dA = torch.zeros_like(rate)

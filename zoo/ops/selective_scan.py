@@ -116,7 +116,7 @@ class _Kernel(NamedTuple):
 
 
 @cache
-def _kernel(backend: str) -> _Kernel:
+def _kernel(backend: str, device: str) -> _Kernel:
     if backend == "triton":
         from . import _selective_scan_triton as triton
 
@@ -126,13 +126,15 @@ def _kernel(backend: str) -> _Kernel:
 
         return _Kernel(cpp.length, cpp.forward, cpp.backward)
     compiled = backend == "inductor"
-    return _Kernel(*(partial(f, compiled=compiled) for f in (blocks.length, blocks.forward, blocks.backward)))
+    length = partial(blocks.length, compiled=compiled, device=device)
+    return _Kernel(length, *(partial(f, compiled=compiled) for f in (blocks.forward, blocks.backward)))
 
 
 def _between(backend: str, u: Tensor, A: Tensor, B: Tensor, kept: bool) -> Tensor:
     """Room for the states between blocks, (K - 1, B, G, N, E)."""
     groups, (channels, states) = B.shape[2], A.shape
-    count = -(-u.shape[1] // _kernel(backend).length(u.shape[0], channels, states)) - 1 if kept else 0
+    length = _kernel(backend, u.device.type).length(u.shape[0], channels, states)
+    count = -(-u.shape[1] // length) - 1 if kept else 0
     return u.new_empty(count, u.shape[0], groups, states, channels // groups)
 
 
@@ -149,7 +151,7 @@ def _scan(
     y, before = _plain(u), _between(backend, u, A, B, kept)
     final = u.new_empty(u.shape[0], *A.shape) if last else u.new_empty(0)
     with full_precision(u.device.type):
-        _kernel(backend).forward(
+        _kernel(backend, u.device.type).forward(
             u, dt, A, B, C, log_decay, initial, keep,
             y=y, final=final if last else None, before=before if len(before) else None,
         )  # fmt: skip
@@ -170,7 +172,7 @@ def _scan_backward(
     """Gradients of u, dt, A, B, C, log_decay and the initial state, the last two empty where these are None."""
     grads = [None if tensor is None else _plain(tensor) for tensor in (u, dt, A, B, C, log_decay, initial)]
     with full_precision(u.device.type):
-        _kernel(backend).backward(
+        _kernel(backend, u.device.type).backward(
             u, dt, A, B, C, log_decay, initial, keep, before, dy, dfinal if dfinal.numel() else None, grads=grads
         )
     return [u.new_empty(0) if grad is None else grad for grad in grads]
