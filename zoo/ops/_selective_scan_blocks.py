@@ -117,8 +117,8 @@ def _eager_backward(u, dt, A, B, C, extra, keep, h, dy, dh, buffers):
 def plan(batch: int, channels: int, states: int, compiled: bool, device: str = "cpu") -> tuple[int, int]:
     """Sequences scanned together and steps of a block.
 
-    On a CPU its buffers stay in the cache that the cores share. Elsewhere every operation is a launch, and pays with many
-    elements: buffers are large (256 MiB in float32).
+    On a CPU its buffers stay in the cache that the cores share. Elsewhere every operation is a launch, and pays with
+    many elements: buffers are large (256 MiB in float32).
     """
     if compiled:
         return batch, 16
