@@ -1,18 +1,30 @@
 """docs/points.md says what the records say, and its counts are those of the models."""
 
+import os
 import re
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
 from statezoo.leaderboards.board import boards, find_records
-from statezoo.zoo.api import create_model
+from statezoo.zoo.api import create_dataset, create_model
 from statezoo.zoo.backbones.base import parameter_count
+from statezoo.zoo.geometry.distances import chamfer
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "points.md").read_text(encoding="utf-8")
-BONES = "anatomy-bones-classification@"
+BONES, PARTS, WHOLE = (
+    "anatomy-bones-classification@",
+    "msd-hippocampus-parts-segmentation@",
+    "anatomy-bones-completion@",
+)
 HEADS = {
     "pose": "| model | parameters | seeds | balanced accuracy as given | in random poses | accuracy as given |",
     "full": "| model | parameters | clouds of | epochs | balanced accuracy as given | in random poses |",
+    "parts": "| model | parameters | seeds | mIoU as given | in random poses | mIoU, mean over clouds | Dice |",
+    "whole": "| model | parameters | seeds | CD-L1 | CD-L2 |",
 }
+FLOOR = "| the partial cloud itself | - | - |"
 PARAMETERS = "| model | classes or categories | parameters |"
 
 
@@ -67,6 +79,25 @@ def full():
     return lines
 
 
+def parts():
+    return table(f"{PARTS}fold1-5", ("", "miou"), ("/turned", "miou"), ("", "miou_sample"), ("", "dice"))
+
+
+def whole():
+    return table(f"{WHOLE}fold1-5", ("", "cd_l1"), ("", "cd_l2"))
+
+
+def floor():
+    """CD of the partial clouds from the whole ones, over the test parts of the five folds."""
+    found = []
+    for fold in range(1, 6):
+        part = create_dataset("anatomy-bones", task="completion", split=f"fold{fold}", points=1024).part("test")
+        batch = part.batch(np.arange(len(part)))
+        given, target = (torch.from_numpy(batch[name]).double() for name in ("points", "target"))
+        found += [torch.stack(chamfer(a[None], b[None])) for a, b in zip(given, target, strict=True)]
+    return f"{FLOOR} {' | '.join(f'{value:.3f}' for value in torch.cat(found, 1).mean(1))} |"
+
+
 def test_classification_in_given_and_random_poses():
     assert shown(HEADS["pose"]) == pose()
 
@@ -74,6 +105,21 @@ def test_classification_in_given_and_random_poses():
 def test_the_full_size_network_beside_the_others_on_its_fold():
     assert shown(HEADS["full"]) == full()
     assert any(line.startswith("| point_ssm |") for line in full())
+
+
+def test_segmentation_in_given_and_random_poses():
+    assert shown(HEADS["parts"]) == parts()
+
+
+def test_completion_and_its_floor():
+    assert [line for line in shown(HEADS["whole"]) if not line.startswith(FLOOR)] == whole()
+
+
+@pytest.mark.skipif("STATEZOO_DATA" not in os.environ, reason="STATEZOO_DATA is not set")
+def test_the_floor_of_completion():
+    if not Path(os.environ["STATEZOO_DATA"], "points", "anatomy-bones").exists():
+        pytest.skip("no points/anatomy-bones in STATEZOO_DATA")
+    assert floor() in shown(HEADS["whole"])
 
 
 def test_the_parameters_are_those_of_the_models():
