@@ -10,6 +10,14 @@ from statezoo.zoo.files import read_json
 from statezoo.zoo.train.inference import evaluate_run
 from statezoo.zoo.train.rows import load_rows
 
+#: best weights appear a second after the evaluation that found them: no process may go by what lies on the disk before
+SLOW_DISK = """
+import time
+from statezoo.zoo.train import engine
+save = engine._save_weights
+engine._save_weights = lambda *arguments: (time.sleep(1), save(*arguments))
+"""
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -19,7 +27,7 @@ def run(tmp_path_factory):
         "train", "sasrec/ml-100k", "--sample", "train.devices=2", "train.accelerator=cpu", "train.strategy=ddp",
         "train.epochs=2", "train.threads=1", "train.logger=null", "--folder", str(folder), "--debug",
     ]  # fmt: skip
-    code = "import sys; from statezoo.zoo.cli import main; sys.exit(main())"
+    code = SLOW_DISK + "import sys; from statezoo.zoo.cli import main; sys.exit(main())"
     script = folder.parent / "launch.py"  # DDP starts its second process by running the same file again
     script.write_text(code)
     done = subprocess.run(

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from ... import __version__
 from ...leaderboards.schema import (
@@ -43,14 +44,12 @@ RESAMPLES, LEVEL = 1000, 0.95
 
 def finish(s, run: Path, done: dict, console: Console) -> Path:
     """Evaluate on the test part and write everything a finished run holds; returns the folder."""
-    best = run / "checkpoints" / "best.safetensors"
-    if best.is_file():
-        s.task.model.load_file(best)
     ranks = {"rank": done.get("rank", 0), "world": done["world"]}
     data = done.get("data") or s.dataset.datamodule(batch_size=256)
     device = done["device"]
     if not s.fitted:
         s.task.to(device)
+    _load_best(s.task.model, run / "checkpoints" / "best.safetensors", ranks)
     began = time.perf_counter()
     how = {"device": device, "precision": s.config.precision, "ranks": ranks}
     with serving() as backends:
@@ -70,6 +69,15 @@ def finish(s, run: Path, done: dict, console: Console) -> Path:
     for line in summary(record, run):
         console.line(line)
     return run
+
+
+def _load_best(model, path: Path, ranks: dict) -> None:
+    """The best weights of the run, those of the first process on all: its file may be late, or on another machine."""
+    if ranks["rank"] == 0 and path.is_file():
+        model.load_file(path)
+    if ranks["world"] > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
 
 
 def score(s, rows) -> dict[str, Metric]:
