@@ -14,8 +14,9 @@ $(VENV)/.installed: pyproject.toml
 train: $(VENV)/.installed
 	$(BIN)/zoo train sasrec/ml-100k --sample
 
+# a process for each core with a thread each; four at most, for each takes some GB
 test: $(VENV)/.installed
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 slow: $(VENV)/.installed
 	$(BIN)/pytest -m slow
