@@ -38,9 +38,38 @@ def test_equal_clouds_are_at_no_distance_and_a_crowd_is():
     assert float(density_aware_chamfer(crowd, one)[0]) > way_there / 2
 
 
+def test_chamfer_is_that_of_all_pairs():
+    for sizes in ((7, 9), (300, 400)):  # below and above where a tree is built
+        one, other = (cloud.requires_grad_() for cloud in clouds(*sizes))
+        pairs = (one[:, :, None] - other[:, None]).square().sum(-1)
+        there, back = pairs.amin(2), pairs.amin(1)
+        l1, l2 = chamfer(one, other)
+        torch.testing.assert_close(l1, (there.sqrt().mean(1) + back.sqrt().mean(1)) / 2)
+        torch.testing.assert_close(l2, there.mean(1) + back.mean(1))
+        wanted = torch.autograd.grad((there.mean(1) + back.mean(1)).sum(), (one, other))
+        torch.testing.assert_close(torch.autograd.grad(l2.sum(), (one, other)), wanted)
+
+
 def test_gradients():
     one, other = (cloud.requires_grad_() for cloud in clouds(5, 6))
     assert torch.autograd.gradcheck(density_aware_chamfer, (one, other))
+    assert torch.autograd.gradcheck(chamfer, (one, other))
+
+
+def test_points_on_one_another_have_a_finite_gradient():
+    (one,) = clouds(300)
+    same = one.clone().requires_grad_()
+    for distance in (chamfer(same, one)[0], density_aware_chamfer(same, one)):
+        assert torch.autograd.grad(distance.sum(), same)[0].isfinite().all()
+
+
+def test_what_is_not_finite_makes_a_distance_that_is_not():
+    one, other = clouds(300, 300)
+    for bad, measures in ((math.nan, (chamfer, density_aware_chamfer)), (math.inf, (chamfer,))):
+        one[0, 5, 1] = bad
+        for distances in (measure(one, other) for measure in measures):
+            for distance in distances if isinstance(distances, tuple) else (distances,):
+                assert not distance[0].isfinite() and distance[1].isfinite()
 
 
 def test_earth_movers_distance_wants_one_size():

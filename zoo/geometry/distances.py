@@ -9,6 +9,9 @@ With d(x, Y) the Euclidean distance of a point to the nearest of a cloud:
 CD as in PCN (Yuan et al., 2018, arXiv:1808.00671). DCD is Wu et al., 2021, arXiv:2111.12702, with weights
 w_y = min(1, |Y| / |X|) / n^lambda for a point whose nearest is that of n points of its cloud, and w_x likewise: many
 points on one do not count in full.
+
+Which point is the nearest carries no gradient; only the N + M distances to those are taken with one. All pairs with a
+gradient would be a matrix to keep for each, and torch's cdist is slow for three coordinates on a GPU.
 """
 
 from __future__ import annotations
@@ -18,30 +21,37 @@ import torch
 from torch import Tensor
 
 from ..errors import BadArgument
+from ._search import distances, nearest, rows
 
 
 def chamfer(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """CD-L1 and CD-L2 (B,) each of clouds (B, N, 3) and (B, M, 3); O(N M) memory."""
-    distance = _pairs(one, other)
-    there, back = distance.amin(2), distance.amin(1)
+    """CD-L1 and CD-L2 (B,) each of clouds (B, N, 3) and (B, M, 3)."""
+    (there, _), (back, _) = _nearest(one, other), _nearest(other, one)
     return (there.mean(1) + back.mean(1)) / 2, there.square().mean(1) + back.square().mean(1)
 
 
 def density_aware_chamfer(one: Tensor, other: Tensor, *, alpha: float = 40.0, power: float = 0.5) -> Tensor:
     """DCD (B,) of clouds (B, N, 3) and (B, M, 3); `power` is lambda. Counts carry no gradient."""
-    distance = _pairs(one, other)
-    return (
-        _one_way(*distance.min(2), other.shape[1], alpha, power)
-        + _one_way(*distance.min(1), one.shape[1], alpha, power)
-    ) / 2
+    return (_one_way(one, other, alpha, power) + _one_way(other, one, alpha, power)) / 2
 
 
-def _one_way(nearest: Tensor, index: Tensor, size: int, alpha: float, power: float) -> Tensor:
-    """1 - mean w exp(-alpha d^2) over the points (B, N) whose nearest of `size` others is `index`."""
-    count = torch.zeros(len(index), size, dtype=nearest.dtype, device=index.device)
-    count.scatter_add_(1, index, torch.ones_like(nearest))
-    weight = count.gather(1, index).pow(-power) * min(1.0, index.shape[1] / size)
-    return 1 - (weight * (-alpha * nearest.square()).exp()).mean(1)
+def _one_way(one: Tensor, other: Tensor, alpha: float, power: float) -> Tensor:
+    """1 - mean w exp(-alpha d^2) over the points of `one`."""
+    distance, index = _nearest(one, other)
+    count = torch.zeros(other.shape[:2], dtype=distance.dtype, device=index.device)
+    count.scatter_add_(1, index, torch.ones_like(distance))
+    weight = count.gather(1, index).pow(-power) * min(1.0, one.shape[1] / other.shape[1])
+    return 1 - (weight * (-alpha * distance.square()).exp()).mean(1)
+
+
+def _nearest(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each point of `one` the distance (B, N) to the nearest of `other`, and its index, the first of equals."""
+    with torch.no_grad():
+        # what is not finite has no nearest: any will do for a distance that is not finite either
+        searched = (cloud.nan_to_num(0, 0, 0) for cloud in (one, other))
+        index = nearest(*searched, None, 1)[1].squeeze(-1)
+    # the norm, not a root of squares: its gradient is 0 at distance 0
+    return torch.linalg.vector_norm(one - rows(other, index), dim=-1), index
 
 
 def earth_mover(one: Tensor, other: Tensor) -> Tensor:
@@ -51,11 +61,6 @@ def earth_mover(one: Tensor, other: Tensor) -> Tensor:
     if one.shape != other.shape:
         raise BadArgument(f"earth_mover: other: expected {tuple(one.shape)}, got {tuple(other.shape)}")
     with torch.no_grad():
-        cost = _pairs(one.double(), other.double()).cpu().numpy()
+        cost = distances(one.double(), other.double(), None).sqrt().cpu().numpy()
     means = [pairs[linear_sum_assignment(pairs)].mean() for pairs in cost]
     return torch.from_numpy(np.array(means)).to(one.device)
-
-
-def _pairs(one: Tensor, other: Tensor) -> Tensor:
-    # the differences themselves: the expanded square loses half of the digits of small distances
-    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
