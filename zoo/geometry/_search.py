@@ -52,7 +52,7 @@ def nearest(query: Tensor, points: Tensor, lengths: Tensor | None, k: int, more:
     size, width = points.shape[1:]
     if more > 8 * MORE or 2 * (k + more) >= size:
         return _joined([_among_all(part, points, lengths, k) for part in chunks(query, points)])
-    tree = query.device.type == "cpu" and width <= 3 and size >= TREE_FROM and known(query)
+    tree = _tree_pays(query, size, width)
     propose, each = (_by_tree, (k + more) * width) if tree else (_by_products, max(size, (k + more) * width))
     parts = []
     for part in _split(query, len(query) * each):
@@ -65,6 +65,19 @@ def nearest(query: Tensor, points: Tensor, lengths: Tensor | None, k: int, more:
             _ask_again(part, points, lengths, distance, index, sure, more)
         parts.append((distance, index))
     return _joined(parts)
+
+
+def closest(query: Tensor, points: Tensor) -> Tensor:
+    """Index (B, M) of a nearest point to each query, any of equals; clouds (B, M, D) and (B, N, D) have no padding.
+
+    With one neighbour each there is little to propose, and where clouds have collapsed nearly all would be asked again.
+    """
+    size, width = points.shape[1:]
+    if not _tree_pays(query, size, width):
+        return torch.cat([distances(part, points, None).argmin(-1) for part in chunks(query, points)], 1)
+    threads = torch.get_num_threads()
+    found = [_tree(p).query(q.double().numpy(), workers=threads)[1] for q, p in zip(query, points, strict=True)]
+    return torch.stack([torch.from_numpy(index) for index in found])
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -117,16 +130,24 @@ def _among_all(query, points, lengths, k):
     return _ordered(distance.gather(-1, index), index)
 
 
-def _by_tree(query, points, lengths, count):
-    """SciPy's k-d tree, in float64, a cloud at a time."""
+def _tree_pays(query: Tensor, size: int, width: int) -> bool:
+    return query.device.type == "cpu" and width <= 3 and size >= TREE_FROM and known(query)
+
+
+def _tree(points: Tensor):
     from scipy.spatial import cKDTree
 
+    return cKDTree(points.double().numpy(), balanced_tree=False, compact_nodes=False)
+
+
+def _by_tree(query, points, lengths, count):
+    """SciPy's k-d tree, in float64, a cloud at a time."""
     sizes = [points.shape[1]] * len(points) if lengths is None else lengths.tolist()
     index = torch.empty(*query.shape[:2], count, dtype=torch.int64)
     bound = torch.full(query.shape[:2], torch.inf, dtype=torch.float64)
     for cloud, size in enumerate(sizes):
-        tree = cKDTree(points[cloud, :size].double().numpy(), balanced_tree=False, compact_nodes=False)
-        far, found = tree.query(query[cloud].double().numpy(), count, workers=torch.get_num_threads())
+        tree, threads = _tree(points[cloud, :size]), torch.get_num_threads()
+        far, found = tree.query(query[cloud].double().numpy(), count, workers=threads)
         index[cloud] = torch.from_numpy(found)  # where the cloud has fewer: `size`, a padded point
         bound[cloud] = torch.from_numpy(far[:, -1]).square()
     # what rounding and underflow may take from the distance of a point outside

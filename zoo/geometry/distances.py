@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadArgument
-from ._search import distances, nearest, rows
+from ._search import closest, distances, rows
 
 
 def chamfer(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,11 +45,11 @@ def _one_way(one: Tensor, other: Tensor, alpha: float, power: float) -> Tensor:
 
 
 def _nearest(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each point of `one` the distance (B, N) to the nearest of `other`, and its index, the first of equals."""
+    """Of each point of `one` the distance (B, N) to the nearest of `other`, and its index."""
     with torch.no_grad():
         # what is not finite has no nearest: any will do for a distance that is not finite either
         searched = (cloud.nan_to_num(0, 0, 0) for cloud in (one, other))
-        index = nearest(*searched, None, 1)[1].squeeze(-1)
+        index = closest(*searched)
     # the norm, not a root of squares: its gradient is 0 at distance 0
     return torch.linalg.vector_norm(one - rows(other, index), dim=-1), index
 
