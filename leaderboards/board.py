@@ -64,6 +64,12 @@ class Row:
         repr=False
     )  #: bootstrap replicates per metric, (RESAMPLES,); empty without rows
     rank: int | None = None  #: None where rows are absent
+    settings: str = ""  #: those that tell its recipe from others of the same model on the board
+
+    @property
+    def label(self) -> str:
+        """The model, and its settings where that is not enough."""
+        return f"{self.model} ({self.settings})" if self.settings else self.model
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def _board(rows: list[list[tuple[Found, ...]]], view: str) -> Board:
             row.model,
         )
     )
-    made = [replace(row, rank=_rank(row, made, first.primary, lower)) for row in made]
+    made = [replace(row, rank=_rank(row, made, first.primary, lower), settings=_settings(row, made)) for row in made]
     sizes = [record.data.n["test"] for record in folds]
     return Board(_name(folds, view), first.benchmark.sample, first.primary, sum(sizes), tuple(made), _floor(folds))
 
@@ -165,6 +171,22 @@ def _rank(row: Row, rows: list[Row], primary: str, lower: bool) -> int | None:
         return None
     ahead = (difference(other, row, primary)[1:] for other in rows if other is not row)
     return 1 + sum(high < 0 if lower else low > 0 for low, high in ahead)
+
+
+def _settings(row: Row, rows: list[Row]) -> str:
+    """`section.key=value` for each setting in which the rows of one model differ, as one would override them."""
+
+    def flat(one: Row) -> dict[str, str]:
+        record = one.records[0].record
+        settings = {f"{s}.{key}": value for s, part in record.recipe.scientific.items() for key, value in part.items()}
+        if record.fold:
+            del settings["data.split"]
+        # as in `Record.entry`, what is off counts as absent
+        return {key: str(value) for key, value in settings.items() if value is not None and value is not False}
+
+    own, others = flat(row), [flat(one) for one in rows if one.model == row.model and one is not row]
+    keys = sorted({key for other in others for key in own.keys() | other.keys() if own.get(key) != other.get(key)})
+    return " ".join(f"{key}={own.get(key, 'null')}" for key in keys)
 
 
 def difference(one: Row, other: Row, metric: str) -> tuple[float, float, float]:
@@ -269,7 +291,7 @@ def table(board: Board, columns: tuple[str, ...] = ()) -> list[list[str]]:
     lines = [["rank", "model", "seeds", *columns]]
     for row in board.rows:
         cells = [_cell(row.value[name], row.interval[name]) for name in columns]
-        lines.append([str(row.rank or "-"), row.model, str(len(row.seeds)), *cells])
+        lines.append([str(row.rank or "-"), row.label, str(len(row.seeds)), *cells])
     lines.append(["", "floor", "", *(_cell(board.floor.get(name), None) for name in columns)])
     return lines
 

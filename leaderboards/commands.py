@@ -55,7 +55,7 @@ def _lines(board: Board, as_markdown: bool) -> list[str]:
 
 
 def _facts(board: Board) -> dict:
-    shown = ("model", "recipe", "seeds", "value", "interval", "rank")
+    shown = ("model", "settings", "recipe", "seeds", "value", "interval", "rank")
     rows = [
         {name: getattr(row, name) for name in shown} | {"records": [one.record.id for one in row.records]}
         for row in board.rows

@@ -91,6 +91,19 @@ def test_a_setting_that_came_later_and_is_off_splits_no_row(runs):
     assert entry(later=False) == entry(later=None) == record.entry() != entry(later=0)
 
 
+def test_recipes_of_one_model_are_told_apart(runs, tmp_path):
+    changed = read_json(runs["gru0"] / "record.json")
+    changed["recipe"]["scientific"]["train"] |= {"epochs": 3, "clip": 1.0, "patience": False}
+    write_json(tmp_path / "record.json", changed)
+    shutil.copy(runs["gru0"] / "predictions.npz", tmp_path)
+    (one,) = board.boards([found(tmp_path), *(found(run) for run in runs.values())])
+    labels = {row.label for row in one.rows}
+    assert labels == {
+        "popularity", "gru4rec (train.clip=null train.epochs=2)", "gru4rec (train.clip=1.0 train.epochs=3)",
+    }  # fmt: skip
+    assert labels == {line[1] for line in board.table(one)[1:-1]}
+
+
 def test_hierarchical_interval_holds_both_sources(runs):
     """One seed taken twice has no spread between seeds; two seeds have at least as much in all."""
     one = (found(runs["gru0"]),)
