@@ -200,6 +200,24 @@ def test_reference_codes(curve, transpose):
     assert CODE[curve](POINTS, 4, transpose=transpose).tolist() == CODES[curve, transpose]
 
 
+def test_the_curve_of_hilbert_sort():
+    """Golden: github.com/rz4/HilbertSort of 4 and of 32 bins an axis; a bijection in unit steps at any depth."""
+    cells = torch.cartesian_prod(*3 * [torch.arange(4)])
+    path = cells[orders.hilbert_sort_code(cells, 2).argsort()]
+    assert path[:8].tolist() == [
+        [0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0],
+    ]  # fmt: skip
+    assert orders.hilbert_sort_code(POINTS, 5).tolist() == [0, 7, 1, 3, 5, 8, 407]
+    for depth in (1, 2, 3, 4):
+        cells = torch.cartesian_prod(*3 * [torch.arange(2**depth)])
+        code = orders.hilbert_sort_code(cells, depth)
+        assert torch.equal(code.sort().values, torch.arange(8**depth))
+        assert bool((cells[code.argsort()].diff(dim=0).abs().sum(1) == 1).all())
+    order, inverse = orders.hilbert_sort(cells[None].flip(1), 4)
+    assert torch.equal(cells[None].flip(1)[0, order[0]], cells[code.argsort()])
+    assert torch.equal(order[0, inverse[0]], torch.arange(len(cells)))
+
+
 def test_hilbert_codes_depend_on_the_depth():
     assert orders.hilbert_code(POINTS, 3).tolist() == [0, 1, 7, 3, 5, 30, 177]
     assert orders.hilbert_code(POINTS, 5).tolist() == [0, 3, 1, 7, 5, 60, 293]

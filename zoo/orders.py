@@ -207,6 +207,31 @@ def hilbert_code(coords: Tensor, depth: int, *, transpose: bool = False) -> Tens
     return code
 
 
+# octants of the curve below by 4 x + 2 y + z: their rank along it, and how the axes within look at theirs
+_RANK = (0, 7, 3, 4, 1, 6, 2, 5)
+_TURN = ((1, 2, 0), (1, 2, 0), (0, 1, 2), (0, 1, 2), (2, 0, 1), (2, 0, 1), (2, 0, 1), (2, 0, 1))  # which axis of ours
+_BACK = ((0, 0, 0), (0, 1, 1), (1, 1, 0), (1, 1, 0), (0, 0, 0), (1, 0, 1), (0, 0, 0), (1, 0, 1))  # whether from its end
+
+
+def hilbert_sort_code(coords: Tensor, depth: int) -> Tensor:
+    """Codes of cells (..., 3) along another Hilbert curve, int64 (...): that of github.com/rz4/HilbertSort.
+
+    Point SSM's released code sorts by it. From the highest bit down a cell lies in one of eight octants, which the
+    curve visits in Gray order, and within which it is the whole curve once more, turned.
+    """
+    if coords.shape[-1:] != (3,):
+        raise _wrong("coords", "integers of shape (..., 3)", coords)
+    axes = torch.stack(_axes(coords, depth, False), -1).to(torch.int64)
+    rank, turn, back = (torch.tensor(table, device=coords.device) for table in (_RANK, _TURN, _BACK))
+    code = torch.zeros_like(axes[..., 0])
+    for q in range(depth - 1, -1, -1):
+        x, y, z = ((axes >> q) & 1).unbind(-1)
+        octant = 4 * x + 2 * y + z
+        code = 8 * code + rank[octant]
+        axes = axes.gather(-1, turn[octant]) ^ (back[octant] * ((1 << q) - 1))
+    return code
+
+
 def _sort(key: Tensor, padding: Tensor | None = None) -> Order:
     """Stable ascending order of keys (..., N); padded points, which tie, come last."""
     order = key.argsort(dim=-1, stable=True)
@@ -226,6 +251,12 @@ def hilbert(coords: Tensor, depth: int, *, transpose: bool = False, lengths: Ten
     """Cells `coords` (B, N, d) along the Hilbert curve, (B, N); arguments as in `hilbert_code`."""
     coords, padding = _cloud("coords", coords, lengths, "2 or 3")
     return _sort(hilbert_code(coords, depth, transpose=transpose), padding)
+
+
+def hilbert_sort(coords: Tensor, depth: int, *, lengths: Tensor | None = None) -> Order:
+    """Cells `coords` (B, N, 3) along the curve of `hilbert_sort_code`, (B, N)."""
+    coords, padding = _cloud("coords", coords, lengths, "3")
+    return _sort(hilbert_sort_code(coords, depth), padding)
 
 
 def grid_curve(height: int, width: int, curve: str, *, transpose: bool = False, device: _Device = None) -> Order:

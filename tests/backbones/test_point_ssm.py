@@ -1,6 +1,7 @@
 """Point SSM against the authors' outputs and counts, and what must not change its output."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from statezoo.zoo.api import create_model
 from statezoo.zoo.backbones import _point_layers
 from statezoo.zoo.backbones.base import parameter_count
-from statezoo.zoo.backbones.point_ssm import PointCompleter, PointSegmenter, PointSSM
+from statezoo.zoo.backbones.point_ssm import PointCompleter, PointSegmenter, PointSSM, _order
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.mixers.s6 import S6
 from statezoo.zoo.ops.backends import use_backend
@@ -67,6 +68,85 @@ def test_published_sizes(name, given, count):
 def test_the_small_segmenter_has_the_authors_decoder():
     model = create_model("point_ssm_seg", num_outputs=46, **PointSegmenter.tiny, idle_attention=False)
     assert parameter_count(model.encoder) == 113_622
+    assert parameter_count(model) - parameter_count(model.encoder) == 96_350
+
+
+def test_widths_of_the_published_decoder():
+    with torch.device("meta"):
+        decoder = create_model("point_ssm_seg", num_outputs=46).decoder
+    widths = [(pair.first.mixer.dim, pair.second.mixer.dim, pair.width) for pair in decoder]
+    assert widths == [
+        (1536, 1024, 1024), (1280, 640, 512), (640, 512, 512), (576, 288, 256), (320, 256, 256), (320, 160, 128),
+    ]  # fmt: skip
+
+
+#: our names of parameters as the authors', piece by piece
+THEIRS = (
+    (r"^head\.", "HEAD."),
+    (r"^embed(\d)\.", r"en_cemb.dense\1.linear."),
+    (r"^attention\.", "decoder.ca."),
+    (r"^folds\.(\d)\.out\.", r"decoder.fold.\1.mlp.2.linear."),
+    (r"^folds\.(\d)\.first\.", r"decoder.fold.\1.mlp.0."),
+    (r"^folds\.(\d)\.second\.", r"decoder.fold.\1.mlp.1."),
+    (r"^decoder\.(\d)\.(first|second)\.linear\.", r"decoder.fp.\1.bb.building_blocks.\2.dense."),
+    (r"^decoder\.(\d)\.(first|second)\.", r"decoder.fp.\1.bb.building_blocks.\2."),
+    (r"^encoder\.embed\.", "encoder.point_proj."),
+    (r"^encoder\.place\.", "encoder.pos_embed."),
+    (r"^encoder\.attention\.", "encoder.ca."),
+    (r"^encoder\.fuse\.first\.", "encoder.final_concat.mlp.mlp.0."),
+    (r"^encoder\.fuse\.second\.", "encoder.final_concat.mlp.mlp.1."),
+    (r"^encoder\.local\.(\d)\.(\d)\.(first|second)\.linear\.", r"encoder.msg.\1.bb.\2.building_blocks.\3.bb.dense."),
+    (r"^encoder\.local\.(\d)\.(\d)\.(first|second)\.", r"encoder.msg.\1.bb.\2.building_blocks.\3.bb."),
+    (r"^encoder\.along\.(\d)\.(\d)\.", r"encoder.lrm.\1.building_blocks.\2."),
+    (r"building_blocks\.first", "building_blocks.0"),
+    (r"building_blocks\.second", "building_blocks.1"),
+    (r"\.mixer\.", ".mamba."),
+    (r"(lrm\..*)\.conv1d\.", r"\1.conv."),
+    (r"(lrm\..*)\.x_proj$", r"\1.x_proj_weight"),
+    (r"(lrm\..*)\.dt_proj$", r"\1.dt_projs_weight"),
+    (r"(lrm\..*)\.dt_bias$", r"\1.dt_projs_bias"),
+    (r"(lrm\..*)\.A_log$", r"\1.A_logs"),
+    (r"(lrm\..*)\.D$", r"\1.Ds"),
+    (r"\.finish\.norm\.", ".norm."),
+    (r"\.finish\.gate\.", ".cinj.cond.hyper_gate."),
+    (r"\.finish\.shift\.", ".cinj.cond.hyper_bias."),
+)
+
+
+def original(name, head):
+    for pattern, theirs in THEIRS:
+        name = re.sub(pattern, theirs, name)
+    return name.replace("HEAD.", head)
+
+
+@pytest.mark.skipif(not ORACLES, reason="STATEZOO_ORACLES is not set")
+@pytest.mark.parametrize(
+    ("case", "made", "prefix"),
+    [
+        ("classifier_encoder", lambda: PointSSM(0, encoder=TINY), "encoder."),
+        ("completion", lambda: PointCompleter(46, **PointCompleter.tiny), ""),
+    ],
+)
+def test_the_authors_names_are_those_of_their_weights(case, made, prefix):
+    """So that the names in the test below are theirs."""
+    theirs = {name for name in saved(case)[0] if not name.startswith("de_cemb.")}
+    assert {original(name, "").removeprefix(prefix) for name in made().state_dict()} == theirs
+
+
+@pytest.mark.parametrize(
+    ("cls", "head"), [(PointSSM, "classifier."), (PointSegmenter, "decoder.final."), (PointCompleter, "")]
+)
+def test_whole_models_load_under_the_authors_names(cls, head):
+    """Heads and decoders too, whose weights no recorded case holds."""
+    torch.manual_seed(0)
+    one = cls(5, **cls.tiny)
+    loaded = cls.from_original({original(n, head): t for n, t in one.state_dict().items()}, **cls.tiny, **given(cls))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def given(cls):
+    return {"num_categories" if cls is PointCompleter else "num_outputs": 5}
 
 
 def cloud(points=64, batch=2, seed=0):
@@ -79,9 +159,20 @@ def model(name="point_ssm", **config):
     return cls(5, **{**cls.tiny, **config}).double().eval()
 
 
-def test_the_order_of_the_points_behind_the_first_does_not_matter():
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"query": "xyz"},
+        {"query": "embedding"},
+        {"query": "ball", "radii": (1e-3, 1e-3)},  # of balls with more than k points the first are taken
+        {"orders": ("hilbert",), "flips": False},
+        {"orders": ("given",)},
+    ],
+)
+def test_the_order_of_the_points_behind_the_first_does_not_matter(change):
     x, shuffled = cloud(), torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(63)])
-    m = model()
+    m = model(encoder={**TINY, **change})
     with torch.no_grad():
         y = m(x)
         assert torch.allclose(m(x[:, shuffled]), y, atol=1e-12)
@@ -95,22 +186,51 @@ def test_a_cloud_does_not_see_its_batch():
         assert torch.allclose(m(x)[1:2], m(x[1:2]), atol=1e-12)
 
 
-def test_the_segmenter_moves_with_its_points():
-    """Labels go along with the points, except at the input's own scan, which is in their order."""
+def test_the_decoder_step_by_step():
+    """The code beside the last level, then level by level three neighbours by inverse distances beside the skip."""
     x, m = cloud(), model("point_ssm_seg")
     with torch.no_grad():
+        code, features, clouds = m.encoder(x)
+        y = m.decoder[0](torch.cat([code[:, None].expand(-1, features[-1].shape[1], -1), features[-1]], -1))
+        for step, level in ((1, 1), (2, 0)):
+            far = torch.linalg.vector_norm(clouds[level][:, :, None] - clouds[level + 1][:, None], dim=-1)
+            spread = torch.zeros(*far.shape[:2], y.shape[-1], dtype=y.dtype)
+            for b in range(len(x)):
+                for i, row in enumerate(far[b]):
+                    near = row.argsort()[:3]
+                    weight = 1 / (row[near] + 1e-8)
+                    spread[b, i] = (weight / weight.sum()) @ y[b, near]
+            y = m.decoder[step](torch.cat([spread, features[level]], -1))
+        assert torch.allclose(m(x), y @ m.head.weight.T + m.head.bias, atol=1e-9)
         assert m(x).shape == (2, 64, 5)
-        code = m.encoder(x)[0]
-        moved = torch.cat([x[:, :1], x[:, 1:].flip(1)], 1)
-        assert torch.allclose(m.encoder(moved)[0], code, atol=1e-12)
+
+
+def test_points_of_a_ball_are_the_first_in_order_of_distance():
+    points = torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [0.2, 0, 0], [0.9, 0, 0], [0.1, 0, 0]])[None]
+    make = {"query": "ball", "radii": (0.6, 1.2)}
+    first = model(encoder={**TINY, **make}).encoder.in_ball(points[:, :1], points, 0.6, 3)
+    assert first.tolist() == [[[0, 2, 1]]], "point 4 is nearer than 1, but comes after the first three"
+    as_found = model(encoder={**TINY, **make, "sorted_query": False}).encoder.in_ball(points[:, :1], points, 0.6, 3)
+    assert as_found.tolist() == [[[0, 1, 2]]]
+
+
+def test_hilbert_cells_are_those_of_the_cube():
+    """A point more, far away, moves no cell: these are of the cube from -1 to 1, not of the cloud's own box."""
+    points = cloud(points=20, batch=1).clamp(-0.4, 0.4)
+    alone = _order("hilbert", points).order[0].tolist()
+    beside = _order("hilbert", torch.cat([points, torch.full((1, 1, 3), 0.99)], 1)).order[0].tolist()
+    assert [i for i in beside if i != 20] == alone
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"query": "xyz"},
+        {"query": "embedding"},
         {"query": "ball", "radii": (0.6, 1.2)},
+        {"query": "ball", "radii": (0.6, 1.2), "sorted_query": False},
         {"orders": ("hilbert",), "flips": False},
+        {"orders": ("given",)},
         {"orders": ("z",), "channel_attention": False, "concat_levels": False},
         {"scales": 3, "widths": (32, 32)},
         {"scales": 1},

@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from ..errors import BadArgument, unknown
 from ..geometry.fps import farthest_points
 from ..geometry.neighbours import ball, gather, interpolate, knn
-from ..orders import by_coordinate, hilbert, inside_out, reverse
+from ..orders import Order, by_coordinate, hilbert_sort, inside_out, invert, reverse
 from ._point_layers import Along, ChannelAttention, Local, Pair, Pointwise
 from .base import Model
 
-ORDERS = ("x", "y", "z", "inside_out", "hilbert")
-CURVE_DEPTH = 5  # 32 bins an axis, as published
+ORDERS = ("x", "y", "z", "inside_out", "hilbert", "given")
+CURVE_DEPTH = 5  # 32 cells an axis of the cube from -1 to 1, as published
 FOLD_WIDTH, GRID_EDGE = 512, 0.5
 
 
@@ -46,8 +46,9 @@ class PointEncoder(nn.Module):
         k: int = 32,
         scales: int = 2,
         d_state: int = 64,
-        query: Literal["feature", "xyz", "ball"] = "feature",
+        query: Literal["feature", "xyz", "embedding", "ball"] = "feature",
         radii: tuple[float, ...] = (0.1, 0.2, 0.4, 0.6, 0.8),
+        sorted_query: bool = True,
         orders: tuple[str, ...] = ("x", "y", "z", "inside_out"),
         flips: bool = True,
         concat_levels: bool = True,
@@ -56,9 +57,10 @@ class PointEncoder(nn.Module):
     ):
         """Levels have `sizes` centres and `widths`; the largest of `scales` neighbourhoods has `k` points.
 
-        `query`: where neighbours are nearest, or balls of `radii` (one per level, halved for each smaller scale);
-        `orders` of the scans, with `flips` reversed as well; `concat_levels`: the code sees every level, not the last
-        alone; `condition`: width of a condition that every block is injected with.
+        `query`: where neighbours are nearest (features, coordinates, or their embedding p), or balls of `radii` (one
+        per level, halved for each smaller scale), whose points `sorted_query` puts in order of distance; `orders` of
+        the scans ("given": that of the sampling), with `flips` reversed as well; `concat_levels`: the code sees every
+        level, not the last alone; `condition`: width of a condition that every block is injected with.
         """
         super().__init__()
         if len(sizes) != len(widths) or (query == "ball" and len(radii) != len(sizes)):
@@ -70,7 +72,7 @@ class PointEncoder(nn.Module):
             if name not in ORDERS:
                 raise unknown("scan order", name, ORDERS, where="point_ssm")
         self.sizes, self.query, self.radii = tuple(sizes), query, tuple(radii)
-        self.orders, self.flips, self.d_state = tuple(orders), flips, d_state
+        self.sorted_query, self.orders, self.flips, self.d_state = sorted_query, tuple(orders), flips, d_state
         self.ks = [k // 2 ** (scales - 1 - n) for n in range(scales)]
         paths = len(orders) * (1 + flips)
         self.embed, self.place = nn.Linear(3, project), nn.Linear(3, project)
@@ -101,7 +103,7 @@ class PointEncoder(nn.Module):
             cloud, f, p = clouds[-1], features[-1], places
             clouds.append(gather(cloud, index))
             places = gather(p, index)
-            near = self.neighbours(level, index, cloud, f)
+            near = self.neighbours(level, index, cloud, f, p)
             found = []
             for k, blocks in zip(self.ks, self.local[level], strict=True):
                 tokens = torch.cat([gather(p, near[k]) - places[:, :, None], gather(f, near[k])], -1)
@@ -121,17 +123,25 @@ class PointEncoder(nn.Module):
         return code, features, clouds
 
     @torch.no_grad()
-    def neighbours(self, level: int, index: Tensor, cloud: Tensor, features: Tensor) -> dict[int, Tensor]:
-        """For each k the neighbours (B, N_l, k) of the centres `index`, nearest first."""
+    def neighbours(
+        self, level: int, index: Tensor, cloud: Tensor, features: Tensor, places: Tensor
+    ) -> dict[int, Tensor]:
+        """For each k the neighbours (B, N_l, k) of the centres `index`, nearest first; of balls if `sorted_query`."""
         if self.query == "ball":
             scales = len(self.ks)
-            return {
-                k: ball(gather(cloud, index), cloud, self.radii[level] / 2 ** (scales - 1 - n), k)
-                for n, k in enumerate(self.ks)
-            }
-        space = features if self.query == "feature" else cloud
+            radii = [self.radii[level] / 2 ** (scales - 1 - n) for n in range(scales)]
+            return {k: self.in_ball(gather(cloud, index), cloud, r, k) for r, k in zip(radii, self.ks, strict=True)}
+        space = {"feature": features, "xyz": cloud, "embedding": places}[self.query]
         _, near = knn(gather(space, index), space, self.ks[-1])
         return {k: near[..., :k] for k in self.ks}
+
+    def in_ball(self, centres: Tensor, cloud: Tensor, radius: float, k: int) -> Tensor:
+        """The first k in each ball in the order of the points, these then by distance: not the k nearest."""
+        found = ball(centres, cloud, radius, k)
+        if not self.sorted_query:
+            return found
+        distance = (centres[:, :, None] - gather(cloud, found)).square().sum(-1)
+        return found.gather(-1, distance.argsort(dim=-1, stable=True))
 
     @torch.no_grad()
     def paths(self, cloud: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,13 +152,15 @@ class PointEncoder(nn.Module):
         return tuple(torch.stack(parts, 1) for parts in zip(*made, strict=True))
 
 
-def _order(name: str, cloud: Tensor) -> tuple[Tensor, Tensor]:
+def _order(name: str, cloud: Tensor) -> Order:
     if name == "inside_out":
         return inside_out(cloud)
-    if name == "hilbert":
-        low, high = cloud.amin(1, keepdim=True), cloud.amax(1, keepdim=True)
-        cells = ((cloud - low) / (high - low).clamp(min=1e-12) * 2**CURVE_DEPTH).long().clamp(max=2**CURVE_DEPTH - 1)
-        return hilbert(cells, CURVE_DEPTH)
+    if name == "given":
+        order = torch.arange(cloud.shape[1], device=cloud.device).expand(len(cloud), -1)
+        return Order(order, invert(order))
+    if name == "hilbert":  # in float64, where no sum is rounded up into the next cell
+        cells = (cloud.double() + 1) * 2 ** (CURVE_DEPTH - 1)
+        return hilbert_sort(cells.clamp(0, 2**CURVE_DEPTH - 1).long(), CURVE_DEPTH)
     return by_coordinate(cloud, "xyz".index(name))
 
 
@@ -364,6 +376,7 @@ class _Fold(nn.Module):
 
 #: pieces of the authors' names and ours, in the order they are tried
 NAMES = (
+    (r"^(?:classifier|decoder\.final)\.", r"head."),
     (r"^(?:encoder\.)?(point_proj|pos_embed|msg|lrm|ca|dense|final_concat)\.", r"encoder.\1."),
     (r"^encoder\.point_proj", "encoder.embed"),
     (r"^encoder\.pos_embed", "encoder.place"),
