@@ -19,6 +19,7 @@ from ..zoo.data.base import Part
 from ..zoo.data.ply import write_cloud
 from ..zoo.data.spec import Spec
 from ..zoo.geometry.distances import chamfer, density_aware_chamfer, earth_mover
+from ..zoo.seeding import generator
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
 
 
@@ -37,7 +38,10 @@ class Completion(Task):
         dcd: float = 0.0,
         emd_points: int = 0,
     ):
-        """Weights of the losses; `emd_points`: measure the exact EMD on so many points of either cloud, in order."""
+        """Weights of the losses; `emd_points`: measure the exact EMD on so many points, or all there are.
+
+        They are drawn at random, the same places of every cloud: its first points would be a strip of a folded grid.
+        """
         super().__init__(model, spec)
         self.cd_l2, self.cd_l1, self.dcd, self.emd_points = cd_l2, cd_l1, dcd, emd_points
 
@@ -62,7 +66,8 @@ class Completion(Task):
         hashes = [hashlib.sha256(np.ascontiguousarray(cloud).tobytes()).hexdigest()[:16] for cloud in clouds]
         rows = {"cd_l1": l1.double().cpu().numpy(), "cd_l2": l2.double().cpu().numpy(), "cloud": np.array(hashes)}
         if self.emd_points:
-            few = (cloud[:, : self.emd_points] for cloud in (outputs, target))
+            count = min(self.emd_points, outputs.shape[1], target.shape[1])
+            few = (some(name, count, cloud) for name, cloud in (("outputs", outputs), ("target", target)))
             rows["emd"] = earth_mover(*few).cpu().numpy()
         return rows
 
@@ -88,3 +93,9 @@ class Completion(Task):
             batch = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
             rows.append(self.outputs_to_rows(batch["points"], batch))
         return with_ids(part, {name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
+
+
+def some(name: str, count: int, clouds: Tensor) -> Tensor:
+    """`count` points of clouds (B, N, 3), at places drawn by `name` and N."""
+    places = generator("emd", name).permutation(clouds.shape[1])[:count]
+    return clouds[:, torch.from_numpy(places).to(clouds.device)]

@@ -30,8 +30,26 @@ def test_every_colour_of_the_legend_is_in_the_clouds(tmp_path):
     assert all(found[colours[k]] > 300 for k in legend), "more than a marker of the legend"
 
 
-def test_sixty_classes_have_colours_of_their_own():
-    assert len(set(plots.class_colours([f"part {k}" for k in range(60)]))) == 60
+def test_every_class_has_a_colour_of_its_own():
+    """As pixels, up to the 145 fine labels of MedPointS, beside "right", "wrong", black text and the white page."""
+    for count in (60, 145):
+        colours = plots.class_colours([*(f"part {k}" for k in range(count)), "right", "wrong"])
+        shown = {tuple(round(255 * part) for part in colour) for colour in colours}
+        assert len(shown) == count + 2 and not shown & {(0, 0, 0), (255, 255, 255)}
+
+
+def test_a_class_of_few_points_is_seen_beside_the_legend(tmp_path):
+    """One point in 400 is "wrong": its colour is in the part of the picture where the clouds are."""
+    points = np.random.default_rng(0).normal(size=(400, 3))
+    points[0] = (4.0, 4.0, 4.0)  # nothing in front of it
+    wrong = np.zeros(400, np.int64)
+    wrong[0] = 1
+    file = plots.clouds(tmp_path / "clouds.png", [{"error": (points, wrong)}], ["right", "wrong"])
+    image = (imread(file)[..., :3] * 255).round().astype(np.uint8)
+    clouds = image[:, : image.shape[1] * 4 // 5].reshape(-1, 3)
+    for name in ("right", "wrong"):
+        colour = [round(255 * part) for part in plots.FIXED[name]]
+        assert (clouds == colour).all(1).sum() > 3, name
 
 
 def test_confusion_matrix_is_coloured_by_share(tmp_path):

@@ -10,7 +10,7 @@ from statezoo.zoo import metrics
 from statezoo.zoo.data.base import Part
 from statezoo.zoo.data.spec import Inputs, Outputs, Spec
 from statezoo.zoo.errors import ZooError
-from statezoo.zoo.geometry.distances import chamfer, density_aware_chamfer
+from statezoo.zoo.geometry.distances import chamfer, density_aware_chamfer, earth_mover
 from statezoo.zoo.registry import entries, find
 
 
@@ -102,10 +102,25 @@ def test_completion_losses_add_up_and_small_clouds_have_an_exact_emd():
     task = make("completion", kind="points", cd_l2=0.0, cd_l1=2.0, dcd=3.0, emd_points=5)
     wanted = 2 * chamfer(one, other)[0].mean() + 3 * density_aware_chamfer(one, other).mean()
     assert task.loss(batch).item() == pytest.approx(wanted.item(), rel=1e-12)
-    for row, (a, b) in zip(task.batch_rows(batch)["emd"], zip(one[:, :5], other[:, :5], strict=True), strict=True):
-        costs = torch.cdist(a, b)
-        best = min(float(costs[range(5), order].mean()) for order in itertools.permutations(range(5)))
-        assert row == pytest.approx(best, rel=1e-6)
+    for row, a, b in zip(task.batch_rows(batch)["emd"], one, other, strict=True):
+        best = [  # of the 36 pairs of five points that may have been drawn
+            min(float(costs[range(5), order].mean()) for order in itertools.permutations(range(5)))
+            for without_a, without_b in itertools.product(range(6), repeat=2)
+            for costs in [torch.cdist(a[np.delete(range(6), without_a)], b[np.delete(range(6), without_b)])]
+        ]
+        assert min(abs(value - row) for value in best) < 1e-6
+    whole = make("completion", kind="points", emd_points=7).batch_rows(batch)["emd"]  # more than there are: all
+    assert np.allclose(whole, earth_mover(one, other).numpy(), rtol=1e-6)
+
+
+def test_emd_is_of_the_whole_shape_whatever_the_order_of_its_points():
+    """A grid in rows against random points of the same square: a tenth of the points lie all over it."""
+    grid = torch.cartesian_prod(*2 * [torch.linspace(-1, 1, 30)])
+    flat = torch.cat([grid, torch.zeros(len(grid), 1)], 1)[None]
+    drawn = torch.rand(1, 900, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    drawn[..., 2] = 0
+    batch = {"x": flat, "target": drawn, "index": torch.arange(1)}
+    assert make("completion", kind="points", emd_points=90).batch_rows(batch)["emd"][0] < 0.25  # in order: above 0.8
 
 
 def test_language_model_rows_leave_padding_out():

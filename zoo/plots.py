@@ -10,8 +10,8 @@ import numpy as np
 from .files import atomic
 from .train.csvlog import read_log
 
-MAPS = ("tab20", "tab20b", "tab20c")  #: 60 colours of classes; further classes share colours with earlier ones
-FIXED = {"right": (0.85, 0.85, 0.85), "wrong": (0.0, 0.0, 0.0)}
+MAPS = ("tab20", "tab20b", "tab20c")  #: colours of the first classes
+FIXED = {"right": (0.82, 0.82, 0.82), "wrong": (1.0, 0.0, 0.4)}  #: colours that no class and no text has
 POINTS = 3000  #: drawn of a cloud
 
 
@@ -72,9 +72,13 @@ def confusion(path: Path, counts: np.ndarray, names: Sequence[str]) -> Path:
 def class_colours(names: Sequence[str]) -> list[tuple[float, float, float]]:
     """A colour for each class; "right" and "wrong" have their own."""
     from matplotlib import colormaps
+    from matplotlib.colors import hsv_to_rgb
 
-    many = [colour for name in MAPS for colour in colormaps[name].colors]
-    return [FIXED.get(name, many[k % len(many)]) for k, name in enumerate(names)]
+    many = list(dict.fromkeys(tuple(colour) for name in MAPS for colour in colormaps[name].colors))
+    for k in range(len(names) - len(many)):  # hues a golden angle apart, ever darker
+        hue, value = (0.618034 * k) % 1, 0.95 - 0.6 * k / len(names)
+        many.append(tuple(hsv_to_rgb((hue, 0.75, value)).tolist()))
+    return [FIXED.get(name, many[k]) for k, name in enumerate(names)]
 
 
 def clouds(path: Path, rows: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray]]], names: Sequence[str]) -> Path:

@@ -36,17 +36,17 @@ class CloudFolder(PointClouds):
     license = "that of the data"
     tables = ("groups.csv",)
 
-    def __init__(self, *, split_seed: int = 0, surface_points: int = SURFACE_POINTS, **clouds):
-        """`split_seed` divides the groups; `surface_points` are drawn from a mesh."""
+    def __init__(self, *, split_seed: int = 0, surface_points: int = SURFACE_POINTS, surface_seed: int = 0, **clouds):
+        """`split_seed` divides the groups; `surface_points` are drawn from a mesh, by `surface_seed` and its id."""
         super().__init__(**clouds)
         if surface_points < 1:
             raise BadArgument(f"{self.name}: data.surface_points={surface_points}; draw at least 1 point from a mesh")
         self.split = "by-group"
-        self.split_seed, self.surface_points = split_seed, surface_points
+        self.split_seed, self.surface_points, self.surface_seed = split_seed, surface_points, surface_seed
 
     def read_settings(self) -> dict:
         """Points drawn from a mesh."""
-        return {"surface_points": self.surface_points}
+        return {"surface_points": self.surface_points, "surface_seed": self.surface_seed}
 
     def source_files(self) -> tuple[str, ...]:
         """Every file below the folders (of segmentation: below the root) that is not hidden, and groups.csv."""

@@ -14,6 +14,7 @@ from statezoo.zoo.backbones.point_ssm import PointCompleter, PointSegmenter, Poi
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.mixers.s6 import S6
 from statezoo.zoo.ops.backends import use_backend
+from statezoo.zoo.train.run import train
 
 ORACLES = os.environ.get("STATEZOO_ORACLES")
 TINY = PointSSM.tiny["encoder"]
@@ -287,3 +288,11 @@ def test_impossible_hierarchies_are_refused(change, text):
 def test_clouds_with_too_few_points_are_refused():
     with pytest.raises(ZooError, match="32"):
         model()(cloud(points=20))
+
+
+def test_clouds_with_too_few_points_are_refused_before_training(tmp_path):
+    told = (
+        r"first level samples 32 centres of clouds of 20 points; set data.points=32 or more, or smaller model.encoder"
+    )
+    with pytest.raises(ZooError, match=told):
+        train("point_ssm_small/anatomy-bones", ["data.points=20"], sample=True, folder=tmp_path / "run", quiet=True)

@@ -19,7 +19,7 @@ def test_density_aware_chamfer_by_a_loop():
         total = 0.0
         for xs, ys in ((one[b].tolist(), other[b].tolist()), (other[b].tolist(), one[b].tolist())):
             near = [min(range(len(ys)), key=lambda j, x=x, ys=ys: math.dist(x, ys[j])) for x in xs]
-            ratio = min(1.0, len(xs) / len(ys))
+            ratio = len(xs) / len(ys)
             kept = [
                 ratio / near.count(j) ** 0.5 * math.exp(-40 * math.dist(x, ys[j]) ** 2)
                 for x, j in zip(xs, near, strict=True)

@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 from statezoo.zoo.errors import ZooError
+from statezoo.zoo.geometry.fps import farthest_points
 from statezoo.zoo.geometry.layout import from_data, pack, pad, to_data
+from statezoo.zoo.geometry.neighbours import ball, gather, interpolate, knn
 
 LENGTHS = torch.tensor([4, 1, 3])
 
@@ -121,3 +123,34 @@ def test_without_torch_geometric_the_error_says_what_to_install(monkeypatch):
     for call in (lambda: to_data({"pos": clouds(3)}), lambda: from_data(None)):
         with pytest.raises(ZooError, match="pip install torch-geometric"):
             call()
+
+
+@geometric
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_an_empty_cloud_is_refused_not_dropped(empty):
+    from torch_geometric.data import Batch, Data
+
+    sizes = [3, 3, 3]
+    sizes[empty] = 0
+    batch = Batch.from_data_list([Data(pos=torch.zeros(size, 3), y=torch.tensor([0])) for size in sizes])
+    with pytest.raises(ValueError, match=f"cloud {empty} has no points; leave it out"):
+        from_data(batch)
+
+
+def test_packed_clouds_go_through_padded_operations():
+    """Packed in, packed out: what comes of all clouds at once is what comes of each alone."""
+    draw = torch.Generator().manual_seed(0)
+    packed, offsets = torch.randn(30, 3, generator=draw), torch.tensor([9, 20, 30])
+    padded, lengths = pad(packed, offsets)
+    picks = farthest_points(padded, 5, lengths)
+    centres = gather(padded, picks)
+    near = knn(centres, padded, 4, lengths=lengths)[1]
+    inside = ball(centres, padded, 0.8, 4, lengths=lengths)
+    spread, ends = pack(interpolate(centres, centres, padded, query_lengths=lengths), lengths)
+    assert torch.equal(ends, offsets)
+    for k, (start, end) in enumerate(zip([0, 9, 20], offsets.tolist(), strict=True)):
+        cloud = packed[None, start:end]
+        assert torch.equal(farthest_points(cloud, 5)[0], picks[k])
+        assert torch.equal(knn(centres[k : k + 1], cloud, 4)[1][0], near[k])
+        assert torch.equal(ball(centres[k : k + 1], cloud, 0.8, 4)[0], inside[k])
+        torch.testing.assert_close(interpolate(*2 * [centres[k : k + 1]], cloud)[0], spread[start:end])

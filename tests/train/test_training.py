@@ -164,12 +164,14 @@ def test_out_of_memory_ends_in_one_line(tmp_path, monkeypatch):
 
 def test_schedules():
     model = torch.nn.Linear(2, 2)
-    for schedule, expected in (
-        ("constant", [0.5, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 0.5]),
-        ("cosine", [0.5, 1.0, 1.0, 0.5]),
+    for schedule, end, expected in (
+        ("constant", None, [0.5, 1.0, 1.0, 1.0]),
+        ("linear", None, [0.5, 1.0, 1.0, 0.5]),
+        ("linear", 0.2, [0.5, 1.0, 1.0, 0.6]),
+        ("cosine", None, [0.5, 1.0, 1.0, 0.5]),
+        ("cosine", 0.2, [0.5, 1.0, 1.0, 0.6]),
     ):
-        made = make_optimizer(model, TrainConfig(lr=1.0, schedule=schedule, warmup_steps=2), 4)
+        made = make_optimizer(model, TrainConfig(lr=1.0, schedule=schedule, lr_end=end, warmup_steps=2), 4)
         rates = []
         for _ in range(4):
             rates.append(made["optimizer"].param_groups[0]["lr"])

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import BadArgument, unknown
+from ..data.spec import Spec
+from ..errors import BadArgument, ZooError, unknown
 from ..geometry.fps import farthest_points
 from ..geometry.neighbours import ball, gather, interpolate, knn
 from ..orders import Order, by_coordinate, hilbert_sort, inside_out, invert, reverse
@@ -174,6 +175,18 @@ class _PointModel(Model):
     """What the three models share."""
 
     accepts = ("points",)
+
+    @classmethod
+    def from_spec(cls, spec: Spec, **config):
+        """As for every model; clouds must have the points that the first level samples."""
+        model = super().from_spec(spec, **config)
+        asked, points = model.encoder.sizes[0], spec.inputs.tensors["points"].shape[0]
+        if isinstance(points, int) and points < asked:
+            raise ZooError(
+                f"{cls.__name__}: its first level samples {asked} centres of clouds of {points} points; set "
+                f"data.points={asked} or more, or smaller model.encoder.sizes"
+            )
+        return model
 
     @torch.no_grad()
     def scan_orders(self, points: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import ZooError
 from ..files import cache_root
+from ..seeding import derive
 from .cloud_reader import SURFACE_POINTS, Cloud, read_cloud, read_table, whole
 
 MANY = 500  # files whose reading is shown
@@ -60,19 +61,22 @@ def pack(
     values: Sequence[int] | None = None,
     features: bool = False,
     surface_points: int = SURFACE_POINTS,
+    surface_seed: int = 0,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays of all clouds, and facts about them.
 
     xyz (P, 3) float32, the clouds end to end, cloud i from `start[i]` to `start[i + 1]`; centre (n, 3) and scale (n,);
     features (P, F); label (P,) int16, an index into `values` (default: all labels found), -1 where a label is 0 and 0
-    is none of them; target (Q, 3) with `target_start`, in the frame of its partial cloud.
+    is none of them; target (Q, 3) with `target_start`, in the frame of its partial cloud. Points of a mesh are drawn by
+    `surface_seed` and its id.
     """
     xyz, label, target, feature = _Column("f4", 3), _Column("i4"), _Column("f4", 3), None
     frames, hashes, names = [], [], None
     facts = {"repeated_points": 0, "colinear_clouds": 0}
     for item in _shown(items):
         file = folder / item.cloud
-        cloud = read_cloud(file, surface_points=surface_points)
+        drawn = {"surface_points": surface_points, "seed": derive(surface_seed, "mesh", item.id)}
+        cloud = read_cloud(file, **drawn)
         points, centre, scale = normalise(file, cloud.xyz)
         xyz.append(points)
         frames.append([*centre, scale])
@@ -83,7 +87,7 @@ def pack(
         if labelled:
             label.append(_labels(folder, item, cloud, values))
         if item.target:
-            whole_cloud = read_cloud(folder / item.target, surface_points=surface_points)
+            whole_cloud = read_cloud(folder / item.target, **drawn)
             target.append((whole_cloud.xyz - centre) / scale)
         if features:
             names = cloud.names if names is None else names

@@ -17,7 +17,7 @@ from .cloud_part import Clouds, Drawing
 from .cloud_reader import READERS, SURFACE_POINTS, stem, suffix
 from .spec import Inputs, Outputs, Spec, Tensor
 
-CODE_VERSION = 1  # raise when reading or packing changes: cached arrays are then made anew
+CODE_VERSION = 2  # raise when reading or packing changes: cached arrays are then made anew
 POINTS = {"classification": 2048, "segmentation": 4096, "completion": 2048}
 ROTATIONS = ("none", "z", "so3")
 
@@ -214,7 +214,7 @@ class PointClouds(Dataset):
             if first[item.id] != item.cloud:
                 raise ZooError(f"{folder / item.cloud}: repeats the name of {first[item.id]}; rename one of the two")
         features = "features" in spec.inputs.tensors
-        settings = {name: value for name, value in self.read_settings().items() if name == "surface_points"}
+        settings = {name: value for name, value in self.read_settings().items() if name.startswith("surface_")}
         arrays, facts = pack(folder, items, features=features, **{"surface_points": SURFACE_POINTS, **settings})
         how = replace(self.how, points=spec.inputs.tensors["points"].shape[0], carry=True, rotate="none")
         if features:

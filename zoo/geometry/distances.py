@@ -7,8 +7,8 @@ With d(x, Y) the Euclidean distance of a point to the nearest of a cloud:
     EMD = min over bijections f of mean_x |x - f(x)|
 
 CD as in PCN (Yuan et al., 2018, arXiv:1808.00671). DCD is Wu et al., 2021, arXiv:2111.12702, with weights
-w_y = min(1, |Y| / |X|) / n^lambda for a point whose nearest is that of n points of its cloud, and w_x likewise: many
-points on one do not count in full.
+w_y = |Y| / |X| / n^lambda for a point whose nearest is that of n points of its cloud, and w_x likewise: many points on
+one do not count in full. For clouds of unequal size, as in the authors' loss of Point SSM, it need not be positive.
 
 Which point is the nearest carries no gradient; only the N + M distances to those are taken with one. All pairs with a
 gradient would be a matrix to keep for each, and torch's cdist is slow for three coordinates on a GPU.
@@ -40,7 +40,7 @@ def _one_way(one: Tensor, other: Tensor, alpha: float, power: float) -> Tensor:
     distance, index = _nearest(one, other)
     count = torch.zeros(other.shape[:2], dtype=distance.dtype, device=index.device)
     count.scatter_add_(1, index, torch.ones_like(distance))
-    weight = count.gather(1, index).pow(-power) * min(1.0, one.shape[1] / other.shape[1])
+    weight = count.gather(1, index).pow(-power) * (one.shape[1] / other.shape[1])
     return 1 - (weight * (-alpha * distance.square()).exp()).mean(1)
 
 

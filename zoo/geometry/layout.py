@@ -96,7 +96,12 @@ def from_data(data: Data | Batch) -> tuple[dict[str, Tensor], Tensor]:
         batch = torch.zeros(count, dtype=torch.int64, device=data.pos.device)
     if bool((batch.diff() < 0).any()):
         raise BadArgument("from_data: data.batch: expected numbers that never fall, got a fall; sort points by cloud")
-    offsets = torch.bincount(batch, minlength=1).cumsum(0)
+    lengths = torch.bincount(batch, minlength=getattr(data, "num_graphs", 1))
+    if bool((lengths == 0).any()):
+        raise BadArgument(
+            f"from_data: data: cloud {int((lengths == 0).nonzero()[0])} has no points; leave it out of the Batch"
+        )
+    offsets = lengths.cumsum(0)
     tensors = {name: value for name, value in data.to_dict().items() if isinstance(value, Tensor)}
     clouds = {name: value for name, value in tensors.items() if name not in ("batch", "ptr")}
     for name, value in clouds.items():

@@ -34,6 +34,7 @@ class TrainConfig:
     lr: float = 1e-3
     weight_decay: float = 0.0  #: never applied to norms, biases and what a module exempts
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_end: float | None = None  #: share of lr that a schedule ends at; default 0
     warmup_steps: int = 0
     clip: float | None = None  #: largest gradient norm
     accumulate: int = 1  #: batches per optimiser step

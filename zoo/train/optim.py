@@ -53,4 +53,5 @@ def _factor(step: int, config: TrainConfig, total: int) -> float:
     if config.schedule == "constant":
         return 1.0
     done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
-    return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    left, end = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)), config.lr_end or 0.0
+    return end + (1 - end) * left
