@@ -335,6 +335,40 @@ def _point_training(device: str) -> Iterator[Comparison]:
         yield Comparison(title, candidates, left_out, clouds)
 
 
+def _farthest_points(device: str) -> Iterator[Comparison]:
+    """Beside the loop of the definition: the bucket method of fpsample, on one thread of a CPU."""
+    from .geometry import fps
+
+    fpsample = _library("fpsample") if device == "cpu" else None
+    for clouds, size, count in ((1, 2048, 1024), (1, 16384, 2048), (32, 2048, 256)):
+        xyz = torch.randn(clouds, size, 3, device=device)
+        lengths = torch.full((clouds,), size, device=device)
+        candidates = {"loop": lambda xyz=xyz, lengths=lengths, count=count: fps._reference(xyz, lengths, count)}
+        if fpsample is not None:
+            host = xyz.numpy()
+            candidates["fpsample, bucket"] = lambda host=host, count=count: [
+                fpsample.bucket_fps_kdline_sampling(cloud, count, h=7 if len(cloud) > 4096 else 3) for cloud in host
+            ]
+        candidates["farthest_points"] = lambda xyz=xyz, count=count: fps.farthest_points(xyz, count)
+        left_out = {} if fpsample is not None else {"fpsample, bucket": "for a CPU, where it is installed"}
+        title = f"farthest points, {count} of {size}, {clouds} cloud{'s' * (clouds > 1)}"
+        yield Comparison(title, candidates, left_out, clouds)
+
+
+def _knn(device: str) -> Iterator[Comparison]:
+    from .geometry.neighbours import knn
+
+    for width in (3, 64):
+        points, query = torch.randn(1, 16384, width, device=device), torch.randn(1, 4096, width, device=device)
+        yield Comparison(
+            f"32 nearest of 16384 points in {width} dimensions, 4096 queries",
+            {
+                "all distances and topk": lambda p=points, q=query: torch.cdist(q, p).topk(32, largest=False),
+                "knn": lambda p=points, q=query: knn(q, p, 32),
+            },
+        )
+
+
 COMPARISONS: dict[str, Callable[[str], Iterator[Comparison]]] = {
     "selective_scan": _selective_scan,
     "selective_scan/transformers": _transformers_scan,
@@ -345,4 +379,6 @@ COMPARISONS: dict[str, Callable[[str], Iterator[Comparison]]] = {
     "point_ssm/inference": _point_inference,
     "point_ssm/training": _point_training,
     "point_ssm/compiled": _point_compiled,
+    "farthest_points": _farthest_points,
+    "knn": _knn,
 }

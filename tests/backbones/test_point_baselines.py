@@ -14,6 +14,7 @@ from statezoo.zoo.backbones.baselines.point_transformer import PointTransformer
 from statezoo.zoo.backbones.baselines.pointnet import PointNet, PointNetSegmenter
 from statezoo.zoo.backbones.baselines.pointnet2 import PointNet2
 from statezoo.zoo.contracts import distinct_models, sample_for
+from statezoo.zoo.geometry.fps import farthest_points
 from statezoo.zoo.registry import find
 
 DATA = os.environ.get("STATEZOO_DATA")
@@ -101,6 +102,48 @@ def test_edge_convolution_is_that_of_the_paper():
     assert torch.allclose(layer(x), wanted, atol=1e-12)
 
 
+def test_a_level_of_pointnet2_is_that_of_the_paper():
+    """The maximum of a shared mlp over [f_j | x_j - x_i] for the first k points in the ball, cloud by cloud."""
+    m, x = network("pointnet2"), clouds(200)
+    sizes, radii, k = m.sizes, m.radii, m.k
+    with torch.no_grad():
+        wanted = []
+        for points in x:
+            features = None
+            for conv, size, radius in zip(m.levels, sizes, radii, strict=True):
+                centres = points[farthest_points(points[None], size)[0]]
+                rows = []
+                for centre in centres:
+                    inside = (torch.linalg.vector_norm(points - centre, dim=1) < radius).nonzero()[:k, 0]
+                    edges = points[inside] - centre
+                    edges = edges if features is None else torch.cat([features[inside], edges], 1)
+                    rows.append(conv.local_nn(edges).amax(0))
+                points, features = centres, torch.stack(rows)
+            wanted.append(m.cloud(torch.cat([features, points], 1)).amax(0))
+        assert torch.allclose(m.forward_features(x), m.dense(torch.stack(wanted)), atol=1e-10)
+
+
+def test_attention_of_the_point_transformer_is_that_of_the_paper():
+    layer, x = network("point_transformer").blocks[0], clouds(20)
+    near = torch.cdist(x, x).argsort(dim=-1, stable=True)[..., :6]
+    features = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        h = layer.enter(features)
+        rows = torch.zeros_like(h)
+        for b in range(2):
+            for i in range(20):
+                place = torch.stack([layer.place(x[b, i] - x[b, j]) for j in near[b, i]])
+                score = torch.stack([
+                    layer.weigh(layer.q(h[b, i]) - layer.k(h[b, j]) + d)
+                    for j, d in zip(near[b, i], place, strict=True)
+                ])  # fmt: skip
+                value = torch.stack([layer.v(h[b, j]) + d for j, d in zip(near[b, i], place, strict=True)])
+                rows[b, i] = (score.softmax(0) * value).sum(0)
+        normed = torch.relu(layer.norm(rows.flatten(0, 1)).view_as(rows))
+        wanted = torch.relu(features + layer.out(layer.leave(normed).flatten(0, 1)).view_as(features))
+        assert torch.allclose(layer(features, x, near), wanted, atol=1e-10)
+
+
 def test_distances_know_neither_pose_nor_scale():
     model, x = DistanceKNN(2, pairs=500), clouds().numpy()
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
@@ -111,7 +154,7 @@ def test_distances_know_neither_pose_nor_scale():
 
 @pytest.mark.skipif(not DATA or not (Path(DATA) / "points/anatomy-bones").is_dir(), reason="no anatomy-bones")
 def test_the_floor_on_bones_is_high():
-    """A 5-nearest-neighbour on distance histograms was measured at 0.919 over the five folds with other bins."""
+    """Near the 0.919 that the data set's own page states for such a classifier, with other bins and four folds."""
     right = total = 0
     for fold in range(1, 6):
         adapter = create_dataset("anatomy-bones", split=f"fold{fold}", points=1024)
@@ -121,5 +164,5 @@ def test_the_floor_on_bones_is_high():
         batch = test.batch(np.arange(len(test)))
         right += int((model.predict(batch["points"]).argmax(1) == batch["label"]).sum())
         total += len(test)
-    assert total == 360 and 0.85 < right / total < 0.95
+    assert total == 360 and 0.88 < right / total < 0.92
     print(f"accuracy {right / total:.4f}")

@@ -1,5 +1,6 @@
 """Point SSM against the authors' outputs and counts, and what must not change its output."""
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from statezoo.zoo.api import create_model
 from statezoo.zoo.backbones import _point_layers
+from statezoo.zoo.backbones._point_layers import Along
 from statezoo.zoo.backbones.base import parameter_count
 from statezoo.zoo.backbones.point_ssm import PointCompleter, PointSegmenter, PointSSM, _order
 from statezoo.zoo.errors import ZooError
@@ -296,3 +298,24 @@ def test_clouds_with_too_few_points_are_refused_before_training(tmp_path):
     )
     with pytest.raises(ZooError, match=told):
         train("point_ssm_small/anatomy-bones", ["data.points=20"], sample=True, folder=tmp_path / "run", quiet=True)
+
+
+def test_paths_are_recurrences_of_the_core_one_by_one():
+    """The block along two orders, against a loop over steps for each with the parameters of that path."""
+    torch.manual_seed(0)
+    m, x = Along(8, 2, 4).double(), torch.randn(2, 11, 8, dtype=torch.float64)
+    orders = torch.stack([torch.stack([torch.randperm(11) for _ in range(2)]) for _ in range(2)])
+    with torch.no_grad():
+        a, z = m.in_proj(x).chunk(2, -1)
+        a = torch.nn.functional.leaky_relu(m.conv1d(torch.nn.functional.pad(a.transpose(1, 2), (3, 0)))).transpose(1, 2)
+        y = torch.zeros_like(a)
+        A, D = -m.A_log.view(2, 16, 4).exp(), m.D.view(2, 16)
+        for b, p in itertools.product(range(2), range(2)):
+            h = torch.zeros(16, 4, dtype=torch.float64)
+            for t in orders[b, p]:
+                r, B, C = (m.x_proj[p] @ a[b, t]).split([1, 4, 4])
+                dt = torch.nn.functional.softplus(m.dt_proj[p] @ r + m.dt_bias[p])
+                h = (dt[:, None] * A[p]).exp() * h + (dt * a[b, t])[:, None] * B
+                y[b, t] += h @ C + D[p] * a[b, t]
+        wanted = m.finish(x + m.out_proj(y * torch.nn.functional.leaky_relu(z)), None)
+        assert torch.allclose(m(x, orders, orders.argsort(-1)), wanted, atol=1e-10)

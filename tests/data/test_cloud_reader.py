@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from statezoo.zoo.api import create_dataset
 from statezoo.zoo.data.cloud_reader import READERS, read_cloud, stem, suffix
-from statezoo.zoo.data.ply import write_ply
+from statezoo.zoo.data.ply import write_cloud, write_ply
 from statezoo.zoo.errors import ZooError
 
 RNG = np.random.default_rng(0)
@@ -155,6 +155,12 @@ def test_pcd(data, tmp_path):
     cloud = read(tmp_path, head.encode() + body, "a.pcd")
     assert np.array_equal(cloud.xyz, XYZ) and cloud.names == ("r", "g", "b", "shape_0", "shape_1")
     assert np.array_equal(cloud.features, np.hstack([colour, shape])) and cloud.label.tolist() == list(range(50))
+
+
+def test_without_open3d_all_else_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open3d", None)  # an import fails
+    write_cloud(tmp_path / "a.ply", XYZ)
+    assert np.array_equal(read_cloud(tmp_path / "a.ply").xyz, XYZ)
 
 
 def test_compressed_pcd_needs_open3d(tmp_path, monkeypatch):

@@ -17,9 +17,12 @@ from statezoo.zoo.data.cloud_shapes import (
     curve,
     draw_points,
     lobe,
+    long_bone,
     mirrored,
+    rib_pair,
     tree,
     tube,
+    vertebra,
 )
 from statezoo.zoo.registry import entries
 
@@ -128,6 +131,45 @@ def test_hippocampi_have_their_head_in_front():
     path, radius, head = bent_body(Varied(rng(), 0.0))
     assert path.shape == (24, 3) and radius.shape == (24,) and head == pytest.approx(0.42)
     assert radius[3:8].mean() > 1.5 * radius[16:21].mean() and (np.diff(path[:, 1]) > 0).all()
+
+
+def plain(build, *arguments, points=6000):
+    return draw_points(build(Varied(rng(), 0.0), *arguments), points, rng())
+
+
+def test_a_vertebra_has_a_canal_and_three_processes():
+    xyz = plain(vertebra, (0, 0, 0), 1.0)
+    x, y, z = xyz.T
+    far = np.hypot(x, y - 1)
+    assert far[np.abs(z) < 0.5].min() > 0.2, "the canal is empty"
+    around = np.arctan2(y - 1, x)[(np.abs(z) < 0.2) & (far < 0.7)]
+    assert np.histogram(around, 12, (-np.pi, np.pi))[0].min() > 10, "closed on all sides"
+    assert (y > 1.9).sum() > 20 and np.abs(x[y > 1.9]).max() < 0.3, "the spinous process, behind and in the middle"
+    wings = np.abs(x) > 1.1
+    assert min((x[wings] > 0).sum(), (x[wings] < 0).sum()) > 20 and y[wings].min() > 0.5, "a process on either side"
+    assert np.abs(np.linalg.norm(xyz[y < 0] / [1, 0.75, 0.5], axis=1) - 1).max() < 1e-6, "the body in front"
+
+
+def test_ribs_are_falling_arcs_in_pairs():
+    xyz = plain(rib_pair, 0.0, 100.0, 60.0, 4.0)
+    x, y, z = xyz.T
+    assert np.abs(np.hypot(x / 100, y / 60) - 1).max() < 4.5 / 60, "on an ellipse"
+    assert min((x > 0).sum(), (x < 0).sum()) > 2500
+    right, left = xyz[x > 0], xyz[x < 0] * [-1, 1, 1]
+    assert np.percentile(cKDTree(right).query(left)[0], 99) < 3, "left is right, mirrored"
+    heights = [z[(y > low) & (y <= low + 20)].mean() for low in (40, 20, 0, -20, -40)]
+    assert (np.diff(heights) < 0).all(), "from the spine to the front they fall"
+    assert np.abs(x[y < -40]).min() > 30, "open in front"
+
+
+def test_long_bones_are_thicker_at_both_ends_and_have_a_head():
+    shaft, xyz = 12.0, plain(long_bone, (0, 0, 0), (0, 0, 400), 12.0, 0.6, 0.0)
+    x, y, z = xyz.T
+    width = [np.hypot(x, y)[(z > low) & (z < high)].max() for low, high in ((0, 20), (180, 220))]
+    assert width[1] == pytest.approx(shaft, rel=0.02) and width[0] > 1.3 * shaft
+    above = xyz[(z > 380) & (x < -1.2 * 1.6 * shaft)]
+    assert len(above) > 50, "a ball beside the upper end"
+    assert not ((z < 100) & (x < -1.2 * 1.6 * shaft)).any(), "and none at the lower"
 
 
 @pytest.mark.parametrize("name", sorted(BONES))

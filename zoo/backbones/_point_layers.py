@@ -8,6 +8,9 @@ With GN a group norm whose statistics run over (channels / groups x steps) of *o
     pointwise  y = phi(GN(W x))
 
 Each may end in an injection of a condition c: y * (1 + G c) + B c.
+
+The paths of an "along" block share projections, convolution and gate, and differ from the scan's inputs on; the core's
+`MultiPath` runs whole mixers, one for each path. So it is one call of the core's scan, whose groups the paths are.
 """
 
 from __future__ import annotations
