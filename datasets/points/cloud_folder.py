@@ -37,7 +37,7 @@ class CloudFolder(PointClouds):
     tables = ("groups.csv",)
 
     def __init__(self, *, split_seed: int = 0, surface_points: int = SURFACE_POINTS, surface_seed: int = 0, **clouds):
-        """`split_seed` divides the groups; `surface_points` are drawn from a mesh, by `surface_seed` and its id."""
+        """`split_seed` divides the groups; `surface_points` are drawn from a mesh, by `surface_seed`."""
         super().__init__(**clouds)
         if surface_points < 1:
             raise BadArgument(f"{self.name}: data.surface_points={surface_points}; draw at least 1 point from a mesh")
@@ -55,7 +55,11 @@ class CloudFolder(PointClouds):
             for path in self.folder.rglob("*")
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.folder).parts)
         )
-        inside = [name for name in every if "/" in name or (self.task == "segmentation" and _is_cloud(name))]
+        inside = [
+            name
+            for name in every
+            if "/" in name or (self.task == "segmentation" and (_is_cloud(name) or name.endswith(".seg")))
+        ]
         groups = ["groups.csv"] if "groups.csv" in every else []
         return (*groups, *(inside or ["<class>/<file>"]))
 

@@ -157,6 +157,16 @@ def test_pcd(data, tmp_path):
     assert np.array_equal(cloud.features, np.hstack([colour, shape])) and cloud.label.tolist() == list(range(50))
 
 
+def test_decimal_commas_are_refused_and_other_commas_read(tmp_path):
+    file = tmp_path / "a.xyz"
+    file.write_text("0,188 -0,198 0,961\n")
+    with pytest.raises(ZooError, match="row 1: '0,188 -0,198 0,961' has commas within columns .*decimal points"):
+        read_cloud(file)
+    for row in ("1,2,3", "1, 2, 3", "1 ,2 , 3", "1.5 2 3", "\ufeff1 2 3"):
+        file.write_text(f"{row}\n4 5 6\n", encoding="utf-8")
+        assert read_cloud(file).xyz[:, 2].tolist() == [3, 6]
+
+
 def test_without_open3d_all_else_is_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "open3d", None)  # an import fails
     write_cloud(tmp_path / "a.ply", XYZ)

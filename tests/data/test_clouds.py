@@ -662,6 +662,30 @@ def test_a_cloud_folder_of_every_format(tmp_path):
     assert create_dataset("cloud-folder", root=tmp_path, surface_points=90).check()["most_points"] == 90
 
 
+def test_meshes_are_drawn_by_a_seed_and_copies_are_duplicates(tmp_path):
+    mesh = "OFF\n3 1 0\n0 0 0\n{i} 0 0\n0 1 0\n3 0 1 2\n"
+    for kind in ("a", "b"):
+        (tmp_path / kind).mkdir()
+        for i in range(20):
+            (tmp_path / kind / f"{i}.off").write_text(mesh.format(i=i + 1))  # a and b hold the same
+    make = lambda **options: create_dataset("cloud-folder", root=tmp_path, points=8, surface_points=64, **options)  # noqa: E731
+    one, again, other = make(), make(), make(surface_seed=1)
+    apart = {name: part for part in one.parts for name in one.part(part).ids}
+    wanted = sum(apart[f"a/{i}"] != apart[f"b/{i}"] for i in range(20))
+    assert one.check()["exact_duplicates_across_parts"] == wanted > 0
+    xyz = [data.part("train").cloud(0) for data in (one, again, other)]
+    assert np.array_equal(xyz[0], xyz[1]) and not np.array_equal(xyz[0], xyz[2])
+
+
+def test_labels_beside_clouds_in_the_root_itself(tmp_path):
+    for i in range(12):
+        write(tmp_path, f"p{i}.ply", cloud(i, 30))
+        (tmp_path / f"p{i}.seg").write_text("".join(f"{k % 3}\n" for k in range(30)))
+    data = create_dataset("cloud-folder", root=tmp_path, task="segmentation", points=30)
+    assert np.array_equal(data.part("test").batch(np.arange(1))["all_label"][0], np.arange(30) % 3)
+    assert "p0.seg" in data.manifest()
+
+
 def test_labels_beside_the_clouds(tmp_path):
     for i in range(12):
         write(tmp_path, f"organ/p{i}.ply", cloud(i, 30))

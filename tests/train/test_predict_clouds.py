@@ -1,5 +1,6 @@
 """Predictions on clouds without labels: points with labels and completed clouds as PLY, classes as a table."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from scipy.spatial import cKDTree
 from statezoo.zoo.cli import main
 from statezoo.zoo.data.cloud_reader import read_cloud
-from statezoo.zoo.data.ply import write_ply
+from statezoo.zoo.data.ply import write_cloud, write_ply
 from statezoo.zoo.files import read_json
 from statezoo.zoo.train.inference import open_run
 
@@ -94,3 +95,26 @@ def test_classes_are_a_table(tmp_path):
         assert main(["predict", str(tmp_path / "run"), str(tmp_path / "new"), "--out", str(out), *extra]) == 0
         table = pd.read_csv(out)
         assert columns <= set(table.columns) and table["id"].tolist() == ["a", "b"]
+
+
+def test_classes_are_those_of_the_run_whatever_became_of_its_data(tmp_path, capsys):
+    """Trained on a folder of the user's own, which is then renamed, and at last gone."""
+    folder = tmp_path / "data"
+    for name, stretch in (("ball", 1.0), ("rod", 9.0)):
+        for i in range(10):
+            points = np.random.default_rng(i).normal(size=(300, 3)) * [1, 1, stretch]
+            write_cloud(folder / name / f"{name}{i}.ply", points)
+    run, asked = tmp_path / "run", folder / "ball" / "ball0.ply"
+    shutil.copy(asked, tmp_path / "asked.ply")
+    given = [f"data.root={folder}", "data.points=256", "--folder", str(run)]
+    assert main(["train", "distance-knn/cloud-folder", *given]) == 0
+
+    def predicted():
+        assert main(["predict", str(run), str(tmp_path / "asked.ply"), "--out", str(tmp_path / "a.csv")]) == 0
+        return pd.read_csv(tmp_path / "a.csv")["class"].tolist()
+
+    before = predicted()
+    (folder / "ball").rename(folder / "zball")
+    assert predicted() == before == ["ball"]
+    shutil.rmtree(folder)
+    assert predicted() == before

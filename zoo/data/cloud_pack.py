@@ -18,7 +18,6 @@ import numpy as np
 
 from ..errors import ZooError
 from ..files import cache_root
-from ..seeding import derive
 from .cloud_reader import SURFACE_POINTS, Cloud, read_cloud, read_table, whole
 
 MANY = 500  # files whose reading is shown
@@ -68,14 +67,15 @@ def pack(
     xyz (P, 3) float32, the clouds end to end, cloud i from `start[i]` to `start[i + 1]`; centre (n, 3) and scale (n,);
     features (P, F); label (P,) int16, an index into `values` (default: all labels found), -1 where a label is 0 and 0
     is none of them; target (Q, 3) with `target_start`, in the frame of its partial cloud. Points of a mesh are drawn by
-    `surface_seed` and its id.
+    `surface_seed`.
     """
     xyz, label, target, feature = _Column("f4", 3), _Column("i4"), _Column("f4", 3), None
     frames, hashes, names = [], [], None
     facts = {"repeated_points": 0, "colinear_clouds": 0}
     for item in _shown(items):
         file = folder / item.cloud
-        drawn = {"surface_points": surface_points, "seed": derive(surface_seed, "mesh", item.id)}
+        # one seed for all, so that copies of a mesh are copies as clouds, which the check for duplicates sees
+        drawn = {"surface_points": surface_points, "seed": surface_seed}
         cloud = read_cloud(file, **drawn)
         points, centre, scale = normalise(file, cloud.xyz)
         xyz.append(points)

@@ -18,6 +18,7 @@ Distributions, ACM TOG 21(4), 2002, section 3.1): a triangle with the chance of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,8 +180,14 @@ def fan(faces: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _xyz(file: Path) -> Cloud:
-    lines = file.read_text(encoding="utf-8", errors="replace").replace(",", " ").splitlines()
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     first = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#/"), len(lines))
+    begins = lines[first].strip() if lines[first:] else ""
+    if re.search(r"\d,\d", begins) and re.search(r"[^,\s]\s+[^,\s]", begins):  # "0,5 1,5 2,5" is no row of six
+        raise ZooError(
+            f"{file}: row {first + 1}: '{begins[:60]}' has commas within columns between blanks; write decimal points"
+        )
+    lines = [line.replace(",", " ") for line in lines]
     while lines and not lines[-1].strip():
         lines.pop()
     table = read_table(file, lines[first:], first + 1) if lines[first:] else np.zeros((0, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +10,30 @@ import torch
 
 from .. import metrics
 from ..data.base import Part
+from ..data.spec import Spec
 from ..errors import ZooError
 from ..files import atomic, read_json
 from ..recipe import load
 from .evaluate import collect
 from .rows import load_rows
-from .run import Session, quiet_lightning, session
+from .run import Session, build, make_dataset, quiet_lightning, session
 
 
-def open_run(run: Path) -> Session:
-    """The dataset, model (with its weights) and task of a finished run."""
+def open_run(run: Path, prepared: bool = True) -> Session:
+    """The dataset, model (with its weights) and task of a finished run.
+
+    Without `prepared` they are what the run's own `prep/` says: no training data is read, or need be there still.
+    """
     for name in ("recipe.yaml", "model.safetensors", "record.json"):
         if not (run / name).is_file():
             raise ZooError(f"{run}: no {name}; give the folder of a finished run")
-    s = session(load(str(run / "recipe.yaml")), read_json(run / "data.json")["sample"])
+    recipe, sample = load(str(run / "recipe.yaml")), read_json(run / "data.json")["sample"]
+    if prepared:
+        s = session(recipe, sample)
+    else:
+        if "class_weights" in recipe.task:  # of a loss, which is not taken here; they would be counted in training data
+            recipe = replace(recipe, task=recipe.task | {"class_weights": "none"})
+        s = build(recipe, make_dataset(recipe, sample), Spec.load(run / "prep"))
     s.task.model.load_file(run / "model.safetensors")
     return s
 
@@ -55,7 +66,7 @@ def predict(run: Path, source: Path, *, out: Path | None, top: int, features: bo
     if not source.exists():
         raise ZooError(f"{source}: no such file or folder; check the path")
     with quiet_lightning():
-        s = open_run(run)
+        s = open_run(run, prepared=False)
         part = s.dataset.inference(source, run / "prep")
         given = part.batch(np.arange(1))
         missing = [name for name in s.task.model.inputs if name not in given]

@@ -54,14 +54,22 @@ class Session:
 
 def session(recipe: Recipe, sample: bool = False) -> Session:
     """Build dataset, model and task of a recipe; the weights depend on the recipe's seed alone."""
+    dataset = make_dataset(recipe, sample)
+    return build(recipe, dataset, dataset.prepare())
+
+
+def make_dataset(recipe: Recipe, sample: bool = False):
+    """The adapter of a recipe, or of its sample; nothing is read yet."""
     arguments = recipe.arguments("data")
     if sample:
         cls = find("dataset", recipe.data["name"]).load()
-        dataset = cls.sample(**{key: value for key, value in arguments.items() if key != "root"})
-    else:
-        arguments.pop("subset", None) if ":" in recipe.data["name"] else None
-        dataset = create_dataset(recipe.data["name"], **arguments)
-    spec = dataset.prepare()
+        return cls.sample(**{key: value for key, value in arguments.items() if key != "root"})
+    arguments.pop("subset", None) if ":" in recipe.data["name"] else None
+    return create_dataset(recipe.data["name"], **arguments)
+
+
+def build(recipe: Recipe, dataset, spec: Spec) -> Session:
+    """Model and task of a recipe for a prepared dataset, or for one that was: `spec` says what it is made of."""
     model_class, wanted = find("model", recipe.model["name"]).load(), recipe.task["name"]
     if model_class.serves and wanted not in model_class.serves:
         raise ZooError(
