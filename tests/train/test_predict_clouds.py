@@ -97,13 +97,34 @@ def test_classes_are_a_table(tmp_path):
         assert columns <= set(table.columns) and table["id"].tolist() == ["a", "b"]
 
 
-def test_classes_are_those_of_the_run_whatever_became_of_its_data(tmp_path, capsys):
-    """Trained on a folder of the user's own, which is then renamed, and at last gone."""
-    folder = tmp_path / "data"
+def own_data(folder):
     for name, stretch in (("ball", 1.0), ("rod", 9.0)):
         for i in range(10):
             points = np.random.default_rng(i).normal(size=(300, 3)) * [1, 1, stretch]
             write_cloud(folder / name / f"{name}{i}.ply", points)
+
+
+def test_data_that_have_changed_are_named(tmp_path, capsys):
+    """By `zoo eval` beside what it finds, by --resume as a reason to stop: groups may have changed sides."""
+    folder, run = tmp_path / "data", tmp_path / "run"
+    own_data(folder)
+    given = [f"data.root={folder}", "data.points=256", "train.max_steps=2", "train.logger=null"]
+    assert main(["train", "pointnet/cloud-folder", *given, "--folder", str(run)]) == 0
+    assert main(["eval", str(run)]) == 0
+    assert "prediction rows are identical" in capsys.readouterr().out
+    write_cloud(folder / "rod" / "another.ply", np.random.default_rng(99).normal(size=(300, 3)))
+    assert main(["eval", str(run)]) == 0
+    told = "files of the data set have changed and the split has changed since"
+    assert f"{told} the run was trained" in capsys.readouterr().out
+    (run / "record.json").unlink()
+    assert main(["train", "pointnet/cloud-folder", "--resume", str(run)]) == 2
+    assert f"{run}: {told} it began; put the data back, or start a new run" in capsys.readouterr().err
+
+
+def test_classes_are_those_of_the_run_whatever_became_of_its_data(tmp_path, capsys):
+    """Trained on a folder of the user's own, which is then renamed, and at last gone."""
+    folder = tmp_path / "data"
+    own_data(folder)
     run, asked = tmp_path / "run", folder / "ball" / "ball0.ply"
     shutil.copy(asked, tmp_path / "asked.ply")
     given = [f"data.root={folder}", "data.points=256", "--folder", str(run)]

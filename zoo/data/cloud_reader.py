@@ -120,6 +120,8 @@ def on_surface(file: Path, vertices: np.ndarray, faces: np.ndarray, count: int, 
 
 def read_table(file: Path, lines: Sequence[str], row: int, columns: int | None = None) -> np.ndarray:
     """Lines of numbers to (n, columns) float64; `row` is the first line's number in the file, for messages."""
+    if not lines:
+        return np.zeros((0, columns or 0))
     try:
         table = np.loadtxt(lines, ndmin=2, comments=None)
         if table.shape == (len(lines), columns or table.shape[1]):

@@ -16,7 +16,7 @@ from ..files import atomic, read_json
 from ..recipe import load
 from .evaluate import collect
 from .rows import load_rows
-from .run import Session, build, make_dataset, quiet_lightning, session
+from .run import Session, build, changes, make_dataset, quiet_lightning, session
 
 
 def open_run(run: Path, prepared: bool = True) -> Session:
@@ -53,11 +53,13 @@ def evaluate_run(run: Path) -> tuple[dict, list[str]]:
     for name, value in values.items():
         now, then = ("undefined" if v is None else f"{v:.4f}" for v in (value, stated[name]))
         lines.append(f"{name:<20}{now:>10}{then:>10}")
-    lines.append(
-        "prediction rows are identical"
-        if same
-        else "prediction rows differ (another device or version rounds differently)"
-    )
+    data = record["data"]
+    changed = changes(s.dataset, {**data, "split_sha256": data["split_sha256"][0]})
+    why = "" if changed else " (another device, precision or version rounds differently)"
+    lines.append("prediction rows are identical" if same else f"prediction rows differ{why}")
+    if changed:
+        lines.append(f"{changed} since the run was trained")
+    facts["changed"] = changed
     return facts, lines
 
 

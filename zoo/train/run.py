@@ -23,7 +23,7 @@ from ..backbones.base import Fitted
 from ..data.base import Dataset
 from ..data.spec import Spec
 from ..errors import ZooError
-from ..files import locked, read_json, runs_root, write_json
+from ..files import hash_json, locked, read_json, runs_root, write_json
 from ..recipe import Recipe, load
 from ..registry import find
 from ..seeding import derive
@@ -129,7 +129,9 @@ def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
         s = session(recipe, sample)
         if not (run / "recipe.yaml").is_file():
             recipe.save(run / "recipe.yaml")
-            write_json(run / "data.json", {"sample": sample, "folder": str(s.dataset.folder)})
+            write_json(run / "data.json", {"sample": sample, "folder": str(s.dataset.folder), **fingerprint(s.dataset)})
+        elif changed := changes(s.dataset, read_json(run / "data.json")):
+            raise ZooError(f"{run}: {changed} since it began; put the data back, or start a new run")
         (run / "prep").mkdir(parents=True, exist_ok=True)
         s.spec.save(run / "prep")
         s.dataset.save_prep(run / "prep")
@@ -142,6 +144,18 @@ def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
                 f"{max(1, s.config.batch_size // 2)} and train.accumulate=2, or train.precision=bf16-mixed"
             ) from error
         return finish(s, run, done, console)
+
+
+def fingerprint(dataset) -> dict[str, str]:
+    """Hashes of the files and of the split."""
+    return {"manifest_sha256": hash_json(dataset.manifest()), "split_sha256": dataset.split_hash()}
+
+
+def changes(dataset, then: dict) -> str:
+    """In words what is no longer as in an earlier `fingerprint`; "" where nothing is known to differ."""
+    now = fingerprint(dataset)
+    told = {"manifest_sha256": "files of the data set have changed", "split_sha256": "the split has changed"}
+    return " and ".join(words for key, words in told.items() if then.get(key, now[key]) != now[key])
 
 
 def _headline(s: Session, run: Path) -> str:
