@@ -26,6 +26,7 @@ def world(tmp_path_factory):
         folder / "FOLDER", 0
     )
     create_dataset("log", file="new.csv").write_sample(folder, 1)
+    create_dataset("cloud-folder").write_sample(folder / "CLOUDS", 0)
     return folder
 
 
@@ -55,6 +56,7 @@ def test_every_command_of_the_readme_runs(world, monkeypatch, capsys):
             make_unfinished(Path("runs"))
         elif words[0] == "train":
             words += ["train.max_steps=2", "train.logger=null"]
+            words += ["data.points=64"] if "cloud-folder" in command else []
         if words[0] == "bench":
             words += ["--steps", "2"]
         code = main(words)
