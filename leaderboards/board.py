@@ -177,12 +177,8 @@ def _settings(row: Row, rows: list[Row]) -> str:
     """`section.key=value` for each setting in which the rows of one model differ, as one would override them."""
 
     def flat(one: Row) -> dict[str, str]:
-        record = one.records[0].record
-        settings = {f"{s}.{key}": value for s, part in record.recipe.scientific.items() for key, value in part.items()}
-        if record.fold:
-            del settings["data.split"]
-        # as in `Record.entry`, what is off counts as absent
-        return {key: str(value) for key, value in settings.items() if value is not None and value is not False}
+        sections = one.records[0].record.settings().items()
+        return {f"{section}.{key}": str(value) for section, part in sections for key, value in part.items()}
 
     own, others = flat(row), [flat(one) for one in rows if one.model == row.model and one is not row]
     keys = sorted({key for other in others for key in own.keys() | other.keys() if own.get(key) != other.get(key)})

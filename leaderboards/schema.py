@@ -158,8 +158,8 @@ class Record(_Strict):
             return hash_json(benchmark | {"split": None, "data": self.data.manifest_sha256})
         return hash_json({"benchmark": benchmark, "split": self.data.split_sha256})
 
-    def entry(self) -> tuple[str, str]:
-        """The records that may stand in one row of it share this: the model, and its recipe but for the fold.
+    def settings(self) -> dict[str, dict]:
+        """The recipe by section, but for the fold: what rows of one model differ in.
 
         A setting that is off counts as absent: records from before it existed go on with those made since.
         """
@@ -169,4 +169,8 @@ class Record(_Strict):
         }
         if self.fold:
             recipe["data"].pop("split", None)
-        return self.model.name, hash_json(recipe)
+        return recipe
+
+    def entry(self) -> tuple[str, str]:
+        """The records that may stand in one row of a board share this: the model and its settings."""
+        return self.model.name, hash_json(self.settings())

@@ -136,7 +136,7 @@ def same_settings(block, records):
     settings = load(block["id"]).scientific()
     other = {"split"} if folded(block) else set()
     return all(
-        settings[section].get(key) == value  # a setting that came later has its default
+        settings[section][key] == value  # a setting that came later has its default
         for record in records
         for section, values in record.recipe.scientific.items()
         for key, value in values.items()
