@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; `zoo train ... --resume` goes on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("interrupted" + (f"; {stop}" if str(stop) else ""), file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `zoo list | head` is no error
@@ -229,6 +229,8 @@ def _data(options) -> None:
 
 
 def _bench(options) -> None:
+    if options.steps < 1:
+        raise ZooError(f"zoo bench: --steps {options.steps}: time at least 1 step")
     if options.recipe.partition(":")[0] == "ops":
         from .bench_ops import bench_ops
 

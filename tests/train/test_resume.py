@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 
 import pytest
+from statezoo.zoo.cli import main
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import hash_file, read_json
 from statezoo.zoo.seeding import generator
@@ -91,6 +93,38 @@ def _kill_and_compare(whole, run, kill):
     process.join()
     assert process.exitcode == 0
     assert fingerprint(run) == fingerprint(whole)
+
+
+def command(words, said):
+    with open(said, "w") as sys.stderr:
+        raise SystemExit(main(words))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(whole, tmp_path, number):
+    run, said = tmp_path / "run", tmp_path / "said"
+    words = ["train", "sasrec/ml-100k", "--sample", "--folder", str(run), *SETTINGS]
+    process = spawn.Process(target=command, args=(words, said))
+    process.start()
+    while lines(run) < 6 and process.is_alive():
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 130
+    assert said.read_text() == f"interrupted; `zoo train sasrec/ml-100k --resume {run}` goes on\n"
+    assert main(["train", "sasrec/ml-100k", "--resume", str(run)]) == 0
+    assert fingerprint(run) == fingerprint(whole)
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ZooError, match="made for segmentation"):
+        train("pointnet_seg/anatomy-bones-classification", sample=True, quiet=True)
+    with pytest.raises(ZooError, match="optimizer"):
+        train("sasrec/ml-100k", ["train.optimizer=none-such"], sample=True, quiet=True)
+    assert not list(tmp_path.rglob("*-seed*"))
+    with pytest.raises(ZooError, match="no unfinished run"):
+        train("sasrec/ml-100k", resume=True, sample=True, quiet=True)
 
 
 def test_finished_run_is_left_alone(whole):

@@ -150,6 +150,28 @@ def test_nan_ends_in_one_line(tmp_path, capsys):
     assert code == 2 and len(error) == 1 and "train.lr" in error[0]
 
 
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("batch_size=0", "give at least 1"),
+        ("workers=-1", "give 0 or more"),
+        ("lr=-1.0", "give more than 0"),
+        ("ema=1.0", "give a decay between 0 and 1, such as 0.999"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(tmp_path, setting, remedy):
+    with pytest.raises(ZooError) as caught:
+        train("sasrec/ml-100k", [f"train.{setting}"], sample=True, folder=tmp_path / "run", quiet=True)
+    assert str(caught.value) == f"train.{setting}: {remedy}"
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_batch_of_one_for_batch_norm_ends_in_one_line(tmp_path):
+    words = ["train.batch_size=179", "train.epochs=1"]
+    with pytest.raises(ZooError, match="leave a batch of one, which has no variance .* set train.batch_size=180"):
+        train("pointnet/anatomy-bones", words, sample=True, folder=tmp_path / "run", quiet=True)
+
+
 def test_out_of_memory_ends_in_one_line(tmp_path, monkeypatch):
     # no CPU allocation fails in torch's own way, so that the error itself is raised where a step would raise it
     from statezoo.tasks.classification import Classification

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..errors import BadArgument
+
 #: keys that say where and how fast, not what: left out of the recipe's hash
 OPERATIONAL = (
     "workers",
@@ -20,6 +22,14 @@ OPERATIONAL = (
     "init_from",
     "compile",
 )
+
+
+AT_LEAST_ONE = (
+    "batch_size", "eval_batch_size", "accumulate", "patience", "eval_every", "save_every", "threads", "devices",
+    "num_nodes", "log_every",
+)  # fmt: skip
+NOT_NEGATIVE = ("weight_decay", "lr_end", "warmup_steps", "workers")
+ABOVE_ZERO = ("lr", "clip")
 
 
 @dataclass
@@ -55,3 +65,17 @@ class TrainConfig:
     log_every: int = 20  #: steps between rows of training loss
     logger: Any = "auto"  #: "auto" (TensorBoard when installed), null, a Lightning logger's name, or {name: ..., args}
     init_from: str | None = None  #: a run or a weights file to start from
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        checks = (
+            (AT_LEAST_ONE, lambda value: value >= 1, "give at least 1"),
+            (NOT_NEGATIVE, lambda value: value >= 0, "give 0 or more"),
+            (ABOVE_ZERO, lambda value: value > 0, "give more than 0"),
+            (("ema",), lambda value: 0 < value < 1, "give a decay between 0 and 1, such as 0.999"),
+        )
+        for names, fits, remedy in checks:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise BadArgument(f"train.{name}={value}: {remedy}")

@@ -122,6 +122,10 @@ class Engine(L.Callback):
         """Close the progress display."""
         self.console.stop()
 
+    def on_exception(self, trainer: L.Trainer, task: Task, exception: BaseException) -> None:
+        """As at the end: what comes next on the terminal is not part of the display."""
+        self.console.stop()
+
     # steps ----------------------------------------------------------------------------------------------------------
 
     @property

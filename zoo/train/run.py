@@ -6,9 +6,11 @@ runs/<model>/<dataset>[-<task>][@<split>]/<number>-seed<seed>/
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
+import shutil
 import time
 import warnings
 from contextlib import contextmanager
@@ -94,6 +96,7 @@ def train(
 ) -> Path:
     """Train a recipe and return its finished folder; `resume` goes on with a run (True: the newest of this recipe)."""
     child = os.environ.get(CHILD) if int(os.environ.get("LOCAL_RANK", 0)) > 0 else None
+    made = not (resume or child or folder)
     if resume:
         run = Path(resume) if isinstance(resume, str) else _newest(_place(source, sample))
         recipe, sample = _resumed(run, source, overrides), read_json(run / "data.json")["sample"]
@@ -111,8 +114,14 @@ def train(
             if not resume and (run / "recipe.yaml").exists():
                 raise ZooError(f"{run} holds a run already; add --resume to go on with it, or give another folder")
             return _train(recipe, run, sample, console)
+    except KeyboardInterrupt as stop:
+        if _begun(run):
+            raise KeyboardInterrupt(f"`zoo train {recipe.id} --resume {run}` goes on") from stop
+        raise
     finally:
         os.environ.pop(CHILD, None)
+        if made and not _begun(run):
+            shutil.rmtree(run)  # nothing to go on with, and no number used up
 
 
 def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
@@ -138,12 +147,26 @@ def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
         console.line(_headline(s, run))
         try:
             done = _fit_fitted(s, run) if s.fitted else _fit_network(s, run, console)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            count, size = len(s.dataset.part("train")), s.config.batch_size
+            better = next(b for b in itertools.count(size + 1) if count % (b * s.config.devices) != 1)
+            raise ZooError(
+                f"{count} training samples in batches of {size} leave a batch of one, which has no variance for batch "
+                f"norm; set train.batch_size={better}"
+            ) from error
         except torch.OutOfMemoryError as error:
             raise ZooError(
                 f"out of memory at batch size {s.config.batch_size}; set train.batch_size="
                 f"{max(1, s.config.batch_size // 2)} and train.accumulate=2, or train.precision=bf16-mixed"
             ) from error
         return finish(s, run, done, console)
+
+
+def _begun(run: Path) -> bool:
+    """Whether training has begun, or is over."""
+    return any((run / name).is_file() for name in ("metrics.csv", "record.json"))
 
 
 def fingerprint(dataset) -> dict[str, str]:
@@ -231,7 +254,10 @@ def _fit_network(s: Session, run: Path, console: Console) -> dict:
         ranks = {"rank": trainer.global_rank, "world": world}
         if config.compile:
             s.task.loss = torch.compile(s.task.loss, dynamic=False)
-        trainer.fit(s.task, _Stream(data, engine.progress.step, total, ranks))
+        try:
+            trainer.fit(s.task, _Stream(data, engine.progress.step, total, ranks))
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C and of SIGTERM
+            raise KeyboardInterrupt from stop
     torch.use_deterministic_algorithms(False)
     device = trainer.strategy.root_device
     return {
@@ -312,7 +338,7 @@ def _new(place: Path, recipe: Recipe) -> Path:
 
 def _newest(place: Path) -> Path:
     for run in sorted(place.glob("*-seed*"), reverse=True) if place.is_dir() else []:
-        if (run / "recipe.yaml").is_file() and not (run / "record.json").is_file():
+        if _begun(run) and not (run / "record.json").is_file():
             return run
     raise ZooError(f"no unfinished run in {place}; start one without --resume")
 
