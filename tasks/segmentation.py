@@ -48,12 +48,14 @@ class Segmentation(Task):
         return {"counts": confusion(label.cpu().numpy(), guess.cpu().numpy(), outputs.shape[2])}
 
     def write_files(self, outputs: Tensor, batch: dict[str, Tensor], part: Part, folder: Path) -> None:
-        """Every point of each cloud with its class number `label`, in the units of its file, as `<id>.ply`.
+        """Every point of each cloud with its `label` as the data number it, in the units of its file, as `<id>.ply`.
 
         `classes.json` has the names of the numbers.
         """
-        write_json(folder / "classes.json", dict(enumerate(self.spec.outputs.classes)))
-        guess = outputs.argmax(2).gather(1, batch["nearest"].long()).cpu().numpy()
+        classes = self.spec.outputs.classes
+        values = np.array(self.spec.outputs.values or range(len(classes)))
+        write_json(folder / "classes.json", dict(zip(values.tolist(), classes, strict=True)))
+        guess = values[outputs.argmax(2).gather(1, batch["nearest"].long()).cpu().numpy()]
         for i, labels in zip(batch["index"].tolist(), guess, strict=True):
             points = part.cloud(i)
             write_cloud(folder / f"{part.ids[i]}.ply", points, label=labels[: len(points)])

@@ -4,11 +4,13 @@
     FOLDER/<class>/any/folders/<file>       classification and completion; any format that `cloud_reader.py` reads
     FOLDER/any/folders/<file>               segmentation: NIfTI label masks; PLY or PCD with a column `label`; or any
                                             cloud with one label per line beside it, in <name>.seg
-    FOLDER/groups.csv                       optional: columns file,group; what must not cross the split (a patient)
+    FOLDER/groups.csv                       optional: columns file,group; what must not cross the split (a patient);
+                                            and, for a split of your own, a third column, split: train, valid or test
 
 Without groups.csv every file is a group of its own. Whole groups are divided 70/10/20 by `split_seed`. Meshes become
 `surface_points` points drawn uniformly over their area. Completion takes the nearest 20 % of the points around a random
-one away. `features=true` takes the columns besides x, y, z and label along, which then every file must have.
+one away. `features=true` takes the columns besides x, y, z and label along, which then every file must have; normals (nx,
+ny, nz) turn with the points. Labels of points are whole numbers, -1 for none; each must occur in the training part.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ...zoo.data.base import Part
 from ...zoo.data.cloud_pack import Item
 from ...zoo.data.cloud_reader import READERS, SURFACE_POINTS, stem, suffix
 from ...zoo.data.cloud_sample import write_folder
 from ...zoo.data.clouds import PointClouds
+from ...zoo.data.spec import Spec
 from ...zoo.data.splits import by_group
 from ...zoo.errors import BadArgument, ZooError
 
 FRACTIONS = {"train": 0.7, "valid": 0.1, "test": 0.2}
+PARTS = ("", *FRACTIONS)
 
 
 class CloudFolder(PointClouds):
@@ -84,12 +89,13 @@ class CloudFolder(PointClouds):
             name = str(file.parent / stem(Path(file)))
             if name in items:
                 raise ZooError(f"{self.folder / file}: repeats the name of {items[name].cloud}; rename one of the two")
-            group = groups.pop(str(file), None) if groups is not None else name
-            if group is None:
+            row = groups.pop(str(file), None) if groups is not None else (name, "")
+            if row is None:
                 raise ZooError(f"{self.folder / 'groups.csv'}: has no row for {file}; add one")
             label = labels.pop(name, "")
             segments = self.task == "segmentation"
-            items[name] = Item(name, group, str(file), "" if segments else file.parts[0], 0, label if segments else "")
+            category, label = ("", label) if segments else (file.parts[0], "")
+            items[name] = Item(name, row[0], str(file), category, PARTS.index(row[1]), label)
         for name in labels.values():
             raise ZooError(f"{self.folder / name}: labels without a cloud of that name beside them; add it")
         for name in groups or ():
@@ -97,7 +103,8 @@ class CloudFolder(PointClouds):
                 raise ZooError(f"{self.folder / 'groups.csv'}: names {name}, which is not there; mend the row")
         return [items[name] for name in sorted(items)]
 
-    def _groups(self) -> dict[str, str] | None:
+    def _groups(self) -> dict[str, tuple[str, str]] | None:
+        """Group and part (or "") of each file in groups.csv."""
         table = self.folder / "groups.csv"
         if not table.is_file():
             return None
@@ -106,12 +113,21 @@ class CloudFolder(PointClouds):
             for number, row in enumerate(csv.DictReader(rows), 2):
                 if not row.get("file") or not row.get("group"):
                     raise ZooError(f"{table}: row {number}: needs columns file and group, both filled; mend the row")
-                found[row["file"]] = row["group"]
+                part = row.get("split", "")
+                if part not in PARTS or ("split" in row and not part):
+                    raise ZooError(
+                        f"{table}: row {number}: its split is '{part or ''}', not train, valid or test; mend the row, or "
+                        "leave the column out"
+                    )
+                found[row["file"]] = row["group"], part
         return found
 
     def places(self, items: list[Item]) -> dict[str, np.ndarray]:
-        """Whole groups by `split_seed`; every class must be met in training."""
-        places = by_group([item.group for item in items], FRACTIONS, self.split_seed)
+        """As groups.csv says, or whole groups by `split_seed`; every class must be met in training."""
+        if items[0].fold:
+            places = self._own_places(items)
+        else:
+            places = by_group([item.group for item in items], FRACTIONS, self.split_seed)
         missing = {item.category for item in items} - {items[i].category for i in places["train"]}
         if missing:
             raise ZooError(
@@ -119,6 +135,36 @@ class CloudFolder(PointClouds):
                 "data.split_seed"
             )
         return places
+
+    def _own_places(self, items: list[Item]) -> dict[str, np.ndarray]:
+        table = self.folder / "groups.csv"
+        if self.split_seed:
+            raise BadArgument(
+                f"{self.name}: data.split_seed={self.split_seed}, but {table} gives the split; choose one"
+            )
+        self.split = "own"
+        part = np.array([item.fold for item in items])
+        places = {name: np.flatnonzero(part == PARTS.index(name)) for name in FRACTIONS}
+        for name, place in places.items():
+            if not len(place):
+                raise ZooError(f"{table}: its split has no file in {name}; give some to train, valid and test each")
+        return places
+
+    def build(self) -> tuple[Spec, dict[str, Part]]:
+        """As for all clouds; labels of points must be two at least, and every one be met in training."""
+        spec, parts = super().build()
+        if self.task == "segmentation":
+            met = parts["train"].label_counts(len(spec.outputs.classes))
+            if len(met) < 2:
+                have = f"is {spec.outputs.classes[0]}" if len(met) else "is missing"
+                raise ZooError(f"{self.folder}: every label of a point {have}; segmentation needs two labels at least")
+            if not met.all():
+                never = spec.outputs.classes[int(np.argmin(met))]
+                raise ZooError(
+                    f"{self.folder}: label {never} occurs in no cloud of the train part; give more clouds, or another "
+                    "split"
+                )
+        return spec, parts
 
     def write_sample(self, folder: Path, seed: int = 0) -> None:
         """Organs of four classes as PLY and XYZ with labels beside them, and groups.csv."""

@@ -533,8 +533,11 @@ def test_inference_of_completion_takes_the_class_of_the_folder(tmp_path):
     write(tmp_path / "new", "femur/a.ply", cloud(1, 500))
     batch = data.inference(tmp_path / "new", tmp_path / "prep").batch(np.arange(1))
     assert set(batch) == {"points", "category"} and data.prepare().outputs.classes[batch["category"][0]] == "femur"
-    write(tmp_path / "new", "unknown/b.ply", cloud(2, 500))
-    assert set(data.inference(tmp_path / "new", tmp_path / "prep").batch(np.arange(2))) == {"points"}
+    one = data.inference(tmp_path / "new" / "femur" / "a.ply", tmp_path / "prep").batch(np.arange(1))
+    assert np.array_equal(one["category"], batch["category"]), "a file alone has its folder's name too"
+    write(tmp_path / "new", "femurs/b.ply", cloud(2, 500))
+    with pytest.raises(ZooError, match="unknown class folder 'femurs' in .*femurs/b.ply; did you mean 'femur'"):
+        data.inference(tmp_path / "new", tmp_path / "prep")
 
 
 # what is refused ------------------------------------------------------------------------------------------------------
@@ -737,14 +740,28 @@ def test_bad_cloud_folders(tmp_path):
         create_dataset("anatomy-bones", task="segmentation")
 
 
-def test_normals_do_not_turn(tmp_path):
+@pytest.mark.parametrize("names", [("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")])
+def test_normals_turn_with_the_points(tmp_path, names):
+    """A normal that points to the first point of its cloud does so in every pose."""
     for i in range(10):
-        write(tmp_path, f"a/{i}.ply", cloud(i), nx=np.ones(40), ny=np.zeros(40), nz=np.zeros(40))
-    data = create_dataset("cloud-folder", root=tmp_path, features=True, rotate="z", points=9)
-    with pytest.raises(BadArgument, match="'nx' would not turn with the points; set data.rotate=none"):
-        data.prepare()
-    plain = create_dataset("cloud-folder", root=tmp_path, features=True, points=9)
-    assert np.isfinite(plain.part("test").batch(np.arange(1))["features"]).all(), "features that never vary"
+        xyz = cloud(i)
+        normals = (xyz[0] - xyz).astype(np.float32).T
+        write(tmp_path, f"a/{i}.ply", xyz, heat=np.ones(40), **dict(zip(names, normals, strict=True)))
+    data = create_dataset("cloud-folder", root=tmp_path, features=True, rotate="so3", points=40)
+    index = np.arange(2)
+    turned, still = data.slices()["turned"].batch(index), data.part("test").batch(index)
+    trained, drawn = (data.part("train").batch(index, seeds) for seeds in (np.arange(2), None))
+    for there, here in ((turned, still), (trained, drawn)):
+        assert not np.allclose(np.sort(there["features"][..., 1]), np.sort(here["features"][..., 1]), atol=0.1)
+        assert np.array_equal(there["features"][..., 0], here["features"][..., 0]), "a number does not turn"
+        for points, features in zip(there["points"], there["features"], strict=True):
+            to_first = points - points[np.linalg.norm(features[:, 1:], axis=1).argmin()]
+            ratio = np.linalg.norm(to_first) / np.linalg.norm(features[:, 1:])
+            np.testing.assert_allclose(to_first, -ratio * features[:, 1:], atol=1e-5)
+    for i in range(10):
+        write(tmp_path, f"a/{i}.ply", cloud(i), nx=np.ones(40), ny=np.ones(40))
+    with pytest.raises(ZooError, match="no 'nz' beside the other components of normals; give all three"):
+        create_dataset("cloud-folder", root=tmp_path, features=True).prepare()
 
 
 def test_bad_groups(tmp_path):
@@ -764,6 +781,56 @@ def test_bad_groups(tmp_path):
         assert "groups.csv" in refused(again(), what, remedy)
     table.unlink()
     again().prepare()
+
+
+def test_a_split_of_your_own(tmp_path):
+    data = copied("cloud-folder", tmp_path)
+    table = data.folder / "groups.csv"
+    lines = table.read_text().splitlines()
+    groups = sorted({line.split(",")[1] for line in lines[1:]})
+    part_of = {group: ("test", "valid", *["train"] * 5)[i % 7] for i, group in enumerate(groups)}
+    rows = [f"{lines[0]},split", *(f"{line},{part_of[line.split(',')[1]]}" for line in lines[1:])]
+    table.write_text("\n".join(rows))
+    again = lambda **options: type(data)(root=data.folder, **options)  # noqa: E731
+    own = again()
+    own.prepare()
+    assert own.split == "own" and data.split == "by-group"
+    for name, part in own.parts.items():
+        assert {part_of[group] for group in part.groups} == {name}
+    refused(again(split_seed=3), "data.split_seed=3, but", "choose one")
+    one = rows[1].rpartition(",")[0]
+    other = {"train": "test", "test": "train", "valid": "train"}[rows[1].rpartition(",")[2]]
+    for text, what, remedy in (
+        (f"{one},{other}", "groups are both in", "a group must be"),
+        (f"{one},dev", "row 2: its split is 'dev', not train, valid or test", "mend the row"),
+        (f"{one},", "row 2: its split is '', not train, valid or test", "mend the row"),
+    ):
+        table.write_text("\n".join([rows[0], text, *rows[2:]]))
+        with pytest.raises(ZooError) as caught:
+            again().prepare()
+        assert what in str(caught.value), remedy
+    table.write_text("\n".join(row.replace(",valid", ",train") for row in rows))
+    refused(again(), "its split has no file in valid", "give some to train, valid and test each")
+
+
+def test_odd_labels_of_points(tmp_path):
+    def written(labels):
+        for i in range(12):
+            write(tmp_path, f"p{i}.ply", cloud(i, 30))
+            (tmp_path / f"p{i}.seg").write_text("".join(f"{labels(i, k)}\n" for k in range(30)))
+        return create_dataset("cloud-folder", root=tmp_path, task="segmentation", points=30)
+
+    data = written(lambda i, k: (-1, 3, 8)[k % 3])
+    facts = data.check()
+    assert (data.prepare().outputs.classes, data.prepare().outputs.values) == (("3", "8"), (3, 8))
+    assert facts["points_per_class"] == {"3": 120, "8": 120} and facts["points_without_label"] == 120
+    assert np.array_equal(data.part("test").batch(np.arange(1))["all_label"][0], np.arange(30) % 3 - 1)
+    refused(written(lambda i, k: 1), "every label of a point is 1", "two labels at least")
+    refused(written(lambda i, k: -1), "every label of a point is missing", "two labels at least")
+    refused(written(lambda i, k: -2 if i == k == 7 else k % 2), "p7.seg: label 8 is -2", "number labels from 0")
+    test = written(lambda i, k: k % 2).part("test").ids[0]
+    stray = written(lambda i, k: 5 if (f"p{i}", k) == (test, 0) else k % 2)
+    refused(stray, "label 5 occurs in no cloud of the train part", "another split")
 
 
 # real data ------------------------------------------------------------------------------------------------------------

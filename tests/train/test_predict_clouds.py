@@ -32,7 +32,9 @@ def test_segmentation_labels_every_point(model, tmp_path, capsys):
     assert main(["predict", str(run), str(new)]) == 0
     assert "3 samples" in capsys.readouterr().out
     names = read_json(run / "predictions/classes.json")
-    assert [*names.values()] == read_json(run / "prep/spec.json")["outputs"]["classes"]
+    outputs = read_json(run / "prep/spec.json")["outputs"]
+    assert [*names.values()] == outputs["classes"]
+    assert [*map(int, names)] == outputs["values"] == [*range(1, 47)], "numbers as the data have them, from 1 on"
     s = open_run(run)
     part = s.dataset.inference(new, run / "prep")
     for i, name in enumerate(("a", "deep/b", "few")):
@@ -43,7 +45,12 @@ def test_segmentation_labels_every_point(model, tmp_path, capsys):
         with torch.inference_mode():
             guess = s.task.model(torch.from_numpy(drawn))[0].argmax(1).numpy()
         nearest = cKDTree(part.to_file_units(i, drawn[0])).query(part.cloud(i))[1]
-        assert np.array_equal(made.label, guess[nearest])
+        assert np.array_equal(made.label, guess[nearest] + 1)
+    shutil.rmtree(new / "deep")
+    assert main(["predict", str(run), str(new)]) == 0
+    assert {file.name for file in (run / "predictions").rglob("*")} == {"a.ply", "few.ply", "classes.json"}
+    assert main(["predict", str(run), str(new), "--out", str(new)]) == 2
+    assert f"--out {new}: holds files already; give a new folder" in capsys.readouterr().err
 
 
 def test_clouds_need_a_folder_to_be_written_to(tmp_path, capsys):
@@ -84,7 +91,7 @@ def test_completion_is_in_the_units_of_the_file(tmp_path, capsys):
     new_clouds(tmp_path / "odd", "unknown/a.ply")
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "odd")]) == 2
-    assert "gives no category, which the model needs" in capsys.readouterr().err
+    assert "unknown class folder 'unknown' in" in capsys.readouterr().err
 
 
 def test_classes_are_a_table(tmp_path):

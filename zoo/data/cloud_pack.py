@@ -65,9 +65,9 @@ def pack(
     """Arrays of all clouds, and facts about them.
 
     xyz (P, 3) float32, the clouds end to end, cloud i from `start[i]` to `start[i + 1]`; centre (n, 3) and scale (n,);
-    features (P, F); label (P,) int16, an index into `values` (default: all labels found), -1 where a label is 0 and 0
-    is none of them; target (Q, 3) with `target_start`, in the frame of its partial cloud. Points of a mesh are drawn by
-    `surface_seed`.
+    features (P, F); label (P,) int16, an index into `values` (default: all labels found but -1), -1 where a point has
+    none, which its file says by -1, or by 0 where 0 is not among `values`; target (Q, 3) with `target_start`, in the
+    frame of its partial cloud. Points of a mesh are drawn by `surface_seed`.
     """
     xyz, label, target, feature = _Column("f4", 3), _Column("i4"), _Column("f4", 3), None
     frames, hashes, names = [], [], None
@@ -101,7 +101,7 @@ def pack(
     frames = np.array(frames, np.float64).reshape(-1, 4)
     arrays = {"xyz": xyz.array(), "start": np.array(xyz.rows), "centre": frames[:, :3], "scale": frames[:, 3]}
     if labelled:
-        found = sorted(set(np.unique(label.array()).tolist())) if values is None else list(values)
+        found = sorted(set(np.unique(label.array()).tolist()) - {-1}) if values is None else list(values)
         arrays["label"], facts["labels"] = _index(label.array(), found), found
     if any(item.target for item in items):
         arrays |= {"target": target.array(), "target_start": np.array(target.rows)}
@@ -151,12 +151,16 @@ def _labels(folder: Path, item: Item, cloud: Cloud, values: Sequence[int] | None
         raise ZooError(
             f"{file}: label {strange[0] + 1} is {label[strange[0]]}, not one of {min(values)} to {max(values)}; mend it"
         )
+    if label.min() < -1:
+        raise ZooError(f"{file}: label {label.argmin() + 1} is {label.min()}; number labels from 0, -1 for none")
     if np.abs(label).max() >= 1 << 31:
         raise ZooError(f"{file}: label {np.abs(label).max()} is too large; number the labels from 0")
     return label
 
 
 def _index(label: np.ndarray, values: list[int]) -> np.ndarray:
+    if not values:
+        return np.full(len(label), -1, np.int16)
     place = np.searchsorted(values, label).clip(0, len(values) - 1).astype(np.int16)
     return np.where(np.asarray(values)[place] == label, place, np.int16(-1))
 

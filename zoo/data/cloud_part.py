@@ -9,7 +9,8 @@ completion      points (N, 3) of the partial cloud, target (N, 3) of the whole i
                 (that of the whole is unknown to who completes), so that coordinates of the target may leave [-1, 1];
                 and category (), the class of the cloud, for models that are told it.
 
-With features, features (N, F) come along, standardised by mean and deviation over the training points.
+With features, features (N, F) come along, standardised by mean and deviation over the training points. Normals (nx, ny,
+nz or normal_x, normal_y, normal_z) turn with the points, and are divided by one number for the three.
 
 The N points are drawn without replacement; a smaller cloud gives each point once and draws the rest again from them.
 In training the draw is a function of (seed, epoch, sample), in evaluation of the sample's id alone. `farthest` draws
@@ -22,12 +23,14 @@ points around one of them, drawn at random, are taken away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from ..errors import ZooError
 from ..geometry.fps import farthest_points
 from ..seeding import generator
 from .base import Part
@@ -49,6 +52,7 @@ class Drawing:
     cut: bool = False  #: completion: take the partial cloud out of the whole
     carry: bool = False  #: segmentation: add `nearest` and `all_label`
     turned: bool = False  #: evaluation: each cloud in a random pose of its own, the same points of it
+    normals: tuple[int, ...] = ()  #: the three columns of features that turn with the points
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
 
@@ -78,6 +82,14 @@ class Clouds(Part):
     def cloud(self, i: int) -> np.ndarray:
         """All points of sample `i` in the units of its file, (M, 3) float64."""
         return self.to_file_units(i, self._span("xyz", "start", i))
+
+    def label_counts(self, classes: int) -> np.ndarray:
+        """How many points of all clouds have each of the classes of points, (classes,)."""
+        counts = (
+            np.bincount(self._span("label", "start", i).astype(int) + 1, minlength=classes + 1)
+            for i in range(len(self))
+        )
+        return sum(counts)[1:]
 
     def to_file_units(self, i: int, xyz: np.ndarray) -> np.ndarray:
         """Coordinates in the frame of sample `i` (of evaluation) to the units of its file."""
@@ -119,7 +131,9 @@ class Clouds(Part):
         if how.task == "segmentation":
             row |= self._labels(i, xyz, chosen)
         if "features" in self.packed:
-            features = self._span("features", "start", i)[chosen]
+            features = np.array(self._span("features", "start", i)[chosen])
+            if how.normals and turn is not None:
+                features[:, how.normals] = features[:, how.normals] @ turn
             row["features"] = ((features - np.array(how.mean)) / np.array(how.deviation)).astype(np.float32)
         return row
 
@@ -137,6 +151,17 @@ class Clouds(Part):
             row["nearest"] = cKDTree(xyz[chosen]).query(xyz)[1].astype(np.int32)
             row |= {} if label is None else {"all_label": np.asarray(label)}
         return row
+
+
+def normal_columns(names: Sequence[str]) -> list[int]:
+    """Places of the three components of normals among the names of features; [] where there are none."""
+    for triple in (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")):
+        if missing := [name for name in triple if name not in names]:
+            if len(missing) < 3:
+                raise ZooError(f"features: no '{missing[0]}' beside the other components of normals; give all three")
+            continue
+        return [names.index(name) for name in triple]
+    return []
 
 
 def draw(rng: np.random.Generator, have: int, count: int, again: bool = False) -> np.ndarray:

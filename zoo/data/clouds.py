@@ -13,11 +13,11 @@ from ..files import hash_json, read_json, write_json
 from .base import Dataset, Part
 from .cache import cached
 from .cloud_pack import Item, pack
-from .cloud_part import Clouds, Drawing
+from .cloud_part import Clouds, Drawing, normal_columns
 from .cloud_reader import READERS, SURFACE_POINTS, stem, suffix
 from .spec import Inputs, Outputs, Spec, Tensor
 
-CODE_VERSION = 2  # raise when reading or packing changes: cached arrays are then made anew
+CODE_VERSION = 3  # raise when reading or packing changes: cached arrays are then made anew
 POINTS = {"classification": 2048, "segmentation": 4096, "completion": 2048}
 ROTATIONS = ("none", "z", "so3")
 
@@ -127,10 +127,14 @@ class PointClouds(Dataset):
             for name, place in places.items()
         }
         self._count(arrays, facts, items, places, names)
-        classes = self.part_names(facts["labels"]) if self.task == "segmentation" else names
-        return self._spec(classes, len(facts["features"])), parts
+        if self.task != "segmentation":
+            return self._spec(names, (), len(facts["features"])), parts
+        values = tuple(facts["labels"])
+        classes = self.part_names(facts["labels"])
+        self._count_labels(arrays, classes)
+        return self._spec(classes, () if values == (*range(len(values)),) else values, len(facts["features"])), parts
 
-    def _spec(self, classes: tuple[str, ...], features: int) -> Spec:
+    def _spec(self, classes: tuple[str, ...], values: tuple[int, ...], features: int) -> Spec:
         tensors = {"points": Tensor((self.points, 3), "float32")}
         sizes = {"in_channels": 3, "num_points": self.points, "num_features": features}
         if features:
@@ -140,14 +144,10 @@ class PointClouds(Dataset):
             sizes |= {"num_categories": len(classes), "target_points": self.points}
         else:
             sizes["num_outputs"] = len(classes)
-        return Spec(Inputs("points", tensors), Outputs(classes=classes), sizes)
+        return Spec(Inputs("points", tensors), Outputs(classes=classes, values=values), sizes)
 
     def _standardised(self, arrays: dict, train: np.ndarray, names: list[str], how: Drawing) -> Drawing:
-        turning = {"nx", "ny", "nz", "normal_x"}.intersection(names)
-        if turning and self.rotate != "none":
-            raise BadArgument(
-                f"{self.key}: feature '{min(turning)}' would not turn with the points; set data.rotate=none"
-            )
+        normals = normal_columns(names)
         total, square, count = 0.0, 0.0, 0
         for i in train:
             rows = arrays["features"][arrays["start"][i] : arrays["start"][i + 1]].astype(np.float64)
@@ -155,8 +155,12 @@ class PointClouds(Dataset):
         mean = total / count
         deviation = np.sqrt(np.maximum(square / count - mean**2, 0))
         deviation[deviation < 1e-6 * np.maximum(np.abs(mean), 1)] = 1  # a feature that is the same everywhere
+        if (
+            normals
+        ):  # one deviation for the three, so that turned ones are standardised alike; no mean, which would turn
+            mean[normals], deviation[normals] = 0, np.sqrt(np.mean(square[normals] / count)) or 1
         self._scaler = {"names": names, "mean": mean.tolist(), "deviation": deviation.tolist()}
-        return replace(how, mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()))
+        return replace(how, normals=tuple(normals), mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()))
 
     def _count(self, arrays: dict, facts: dict, items: list[Item], places: dict, names: tuple[str, ...]) -> None:
         size, given = np.diff(arrays["start"]), [item.category for item in items]
@@ -177,6 +181,11 @@ class PointClouds(Dataset):
         }
         self.per_class = {name: given.count(name) for name in names} if any(given) else {}
 
+    def _count_labels(self, arrays: dict, classes: tuple[str, ...]) -> None:
+        none, *points = np.bincount(arrays["label"].astype(np.int64) + 1, minlength=len(classes) + 1).tolist()
+        self.counts["points_without_label"] = none
+        self.per_class = dict(zip(classes, points, strict=True))
+
     def slices(self) -> dict[str, Part]:
         """`turned`: the test clouds in random poses, where labels do not turn with them."""
         return {} if self.task == "completion" else {"turned": self.part("test").turned()}
@@ -191,7 +200,8 @@ class PointClouds(Dataset):
                 f"{self.folder}: the files of {self.task} are not the published ones (SHA-256 over all of them "
                 f"{facts['files']['sha256'][:12]}…, not {wanted[:12]}…); get them again, or use cloud-folder for yours"
             )
-        return facts | ({"clouds_per_class": self.per_class} if self.per_class else {})
+        unit = "points" if self.task == "segmentation" else "clouds"
+        return facts | ({f"{unit}_per_class": self.per_class} if self.per_class else {})
 
     def save_prep(self, folder: Path) -> None:
         """Mean and deviation of the features, where there are any."""
@@ -201,14 +211,14 @@ class PointClouds(Dataset):
     def inference(self, source: Path, prep: Path) -> Part:
         """The clouds of a file or of a folder and those below it, but hidden ones; for completion, the partial ones.
 
-        A cloud in a folder named as a class of completion gets it as its category.
+        For completion each lies below a folder named as its class, which is its category.
         """
         spec, folder = Spec.load(prep), source if source.is_dir() else source.parent
         files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if self._is_cloud(p, source))
         if not files:
             raise ZooError(f"{source}: holds no file of {', '.join(READERS)}; check the path")
         names, ids = spec.outputs.classes, [file.relative_to(folder) for file in files]
-        items = [Item((i.parent / stem(i)).as_posix(), str(i), i.as_posix(), i.parent.name) for i in ids]
+        items = [Item((i.parent / stem(i)).as_posix(), str(i), i.as_posix()) for i in ids]
         first = {item.id: item.cloud for item in reversed(items)}
         for item in items:
             if first[item.id] != item.cloud:
@@ -223,11 +233,20 @@ class PointClouds(Dataset):
                 raise ZooError(f"{files[0]}: its features are not {', '.join(saved['names'])} as in training; add them")
             how = replace(how, mean=tuple(saved["mean"]), deviation=tuple(saved["deviation"]))
         category = None
-        if self.task == "completion" and all(item.category in names for item in items):
-            category = np.array([names.index(item.category) for item in items], np.int64)
+        if self.task == "completion":
+            category = np.array([_class_of(folder / item.cloud, names) for item in items], np.int64)
         self.counts = {"clouds": len(items)}
         return Clouds(arrays, np.arange(len(items)), items, category, how)
 
     def _is_cloud(self, file: Path, folder: Path) -> bool:
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         return suffix(file) in READERS and not hidden and file.name not in self.tables
+
+
+def _class_of(file: Path, names: tuple[str, ...]) -> int:
+    """Number of the class that the nearest folder above is named as."""
+    above = [folder.name for folder in file.absolute().parents]
+    for name in above:
+        if name in names:
+            return names.index(name)
+    raise unknown("class folder", above[0], names, where=str(file))

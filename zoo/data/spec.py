@@ -38,9 +38,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What comes out: class names (classification, segmentation) or target names (property)."""
+    """What comes out: class names (classification, segmentation) or target names (property).
+
+    `values`: the numbers that stand for the classes in the data's own files; empty where they are 0, 1, ...
+    """
 
     classes: tuple[str, ...] = ()
+    values: tuple[int, ...] = ()
     targets: tuple[str, ...] = ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,9 +78,13 @@ def predict(run: Path, source: Path, *, out: Path | None, top: int, features: bo
                 f"{source}: gives no {missing[0]}, which the model needs; see `zoo data describe {s.dataset.name}`"
             )
         if not features and hasattr(s.task, "write_files"):
-            out = out or run / "predictions"
+            if out is None:
+                out = run / "predictions"
+                shutil.rmtree(out, ignore_errors=True)  # files of another time would look like answers
             if out.is_file() or out.suffix in (".ply", ".csv", ".parquet"):
                 raise ZooError(f"--out {out}: {s.task.rows} writes one .ply for each cloud; give a folder")
+            if out.is_dir() and any(out.iterdir()):
+                raise ZooError(f"--out {out}: holds files already; give a new folder")
             for batch in _batches(s, part):
                 s.task.write_files(s.task.outputs(batch), batch, part, out)
         else:
