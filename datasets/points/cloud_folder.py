@@ -9,8 +9,8 @@
 
 Without groups.csv every file is a group of its own. Whole groups are divided 70/10/20 by `split_seed`. Meshes become
 `surface_points` points drawn uniformly over their area. Completion takes the nearest 20 % of the points around a random
-one away. `features=true` takes the columns besides x, y, z and label along, which then every file must have; normals (nx,
-ny, nz) turn with the points. Labels of points are whole numbers, -1 for none; each must occur in the training part.
+one away. `features=true` takes the columns besides x, y, z and label along, which then every file must have; normals
+(nx, ny, nz) turn with the points. Labels of points are whole numbers, -1 for none; each must occur in the training part.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class CloudFolder(PointClouds):
                 part = row.get("split", "")
                 if part not in PARTS or ("split" in row and not part):
                     raise ZooError(
-                        f"{table}: row {number}: its split is '{part or ''}', not train, valid or test; mend the row, or "
-                        "leave the column out"
+                        f"{table}: row {number}: its split is '{part or ''}', not train, valid or test; mend the row, "
+                        "or leave the column out"
                     )
                 found[row["file"]] = row["group"], part
         return found
