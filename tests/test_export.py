@@ -14,6 +14,7 @@ import torch
 from statezoo.zoo import export
 from statezoo.zoo.backbones.base import Fitted
 from statezoo.zoo.backbones.mamba_lm import MambaLM
+from statezoo.zoo.contracts import sample_for
 from statezoo.zoo.export import MixerOutput, export_program, reason, save, verdict
 from statezoo.zoo.mixers import MIXERS, create_mixer
 from statezoo.zoo.mixers.base import SeqContext
@@ -165,6 +166,28 @@ def test_a_model_exports(dynamic):
     program = export_program(model, tokens, dynamic_batch=dynamic)
     other = torch.randint(0, 11, (5 if dynamic else 2, STEPS))
     close(program.module()(other), model(other))
+
+
+CLOUDS = ["pointnet", "pointnet2", "dgcnn", "point_transformer", "point_ssm"]
+CLOUDS += [pytest.param(f"point_ssm{kind}", marks=pytest.mark.slow) for kind in ("_hilbert", "_seg", "_cpl")]
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_a_model_of_clouds_exports_for_any_batch(name):
+    entry = entries("model")[name]
+    cls = entry.load()
+    data = sample_for(cls)
+    torch.manual_seed(0)
+    model = cls.from_spec(data.prepare(), **{**entry.config, **cls.tiny}).eval()
+
+    def inputs(count):
+        batch = data.part("test").batch(np.arange(count))
+        return [torch.from_numpy(batch[key]) for key in model.inputs]
+
+    program = export_program(model, inputs(2), dynamic_batch=True)
+    assert not [op for op in ops_of(program) if "statezoo" in op]
+    for count in (1, 2, 5):
+        close(program.module()(*inputs(count)), model(*inputs(count)))
 
 
 def test_a_program_evaluates_and_the_module_stays_as_it_was():

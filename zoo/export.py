@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def export_program(
     if ctx is not None and not isinstance(module, Mixer):
         raise BadArgument(f"export_program: ctx: expected None for {type(module).__name__}, no mixer, got a context")
     keywords = {} if ctx is None else {name: getattr(ctx, name) for name in sorted(ctx.given())}
-    shapes = _dynamic(inputs, keywords, isinstance(module, Mixer)) if dynamic_batch else None
+    shapes = _dynamic(module, inputs, keywords) if dynamic_batch else None
     function = MixerOutput(module) if isinstance(module, Mixer) else module
     modes = {part: part.training for part in function.modules()}
     try:
@@ -77,15 +78,16 @@ def export_program(
             part.training = training
 
 
-def _dynamic(inputs: tuple[Tensor, ...], keywords: dict, mixer: bool) -> dict | tuple:
+def _dynamic(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict) -> dict | tuple:
     """Which sizes are the batch: the first of everything but paths (P, L), which hold for every sequence."""
     if inputs[0].shape[0] < 2:
         raise BadArgument(
             f"export_program: inputs: expected a batch of at least 2 beside dynamic_batch, got {inputs[0].shape[0]}"
         )
     batch = {0: torch.export.Dim("batch")}
-    if not mixer:  # a model takes *inputs
-        return (tuple(batch for _ in inputs),)
+    if not isinstance(module, Mixer):
+        every, first = tuple(batch for _ in inputs), next(iter(signature(module.forward).parameters.values()))
+        return (every,) if first.kind is Parameter.VAR_POSITIONAL else every
     sizes = {"x": batch}
     for name, value in keywords.items():
         paths = name in ("orders", "inverses") and value.ndim == 2

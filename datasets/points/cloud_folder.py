@@ -10,7 +10,7 @@
 Without groups.csv every file is a group of its own. Whole groups are divided 70/10/20 by `split_seed`. Meshes become
 `surface_points` points drawn uniformly over their area. Completion takes the nearest 20 % of the points around a random
 one away. `features=true` takes the columns besides x, y, z and label along, which then every file must have; normals
-(nx, ny, nz) turn with the points. Labels of points are whole numbers, -1 for none; each must occur in the training part.
+(nx, ny, nz) turn with the points. Labels of points are whole numbers, -1 for none, each met in the training part.
 """
 
 from __future__ import annotations

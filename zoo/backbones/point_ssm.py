@@ -100,7 +100,7 @@ class PointEncoder(nn.Module):
             centres = farthest_points(points, self.sizes[0])
         for level, size in enumerate(self.sizes):
             # the points of a level are in the order they were picked in: those of the next are the first of them
-            index = centres if level == 0 else torch.arange(size, device=points.device).expand(len(points), -1)
+            index = centres if level == 0 else torch.arange(size, device=points.device).expand(points.shape[0], -1)
             cloud, f, p = clouds[-1], features[-1], places
             clouds.append(gather(cloud, index))
             places = gather(p, index)
@@ -109,7 +109,7 @@ class PointEncoder(nn.Module):
             for k, blocks in zip(self.ks, self.local[level], strict=True):
                 tokens = torch.cat([gather(p, near[k]) - places[:, :, None], gather(f, near[k])], -1)
                 spread = None if c is None else c.repeat_interleave(size, 0)
-                found.append(blocks(tokens.flatten(0, 1), spread).amax(1).unflatten(0, (len(points), -1)))
+                found.append(blocks(tokens.flatten(0, 1), spread).amax(1).unflatten(0, (points.shape[0], -1)))
             f, (order, inverse) = torch.cat(found, -1), self.paths(clouds[-1])
             for block in self.along[level]:
                 f = block(f, order, inverse, c)
@@ -157,7 +157,7 @@ def _order(name: str, cloud: Tensor) -> Order:
     if name == "inside_out":
         return inside_out(cloud)
     if name == "given":
-        order = torch.arange(cloud.shape[1], device=cloud.device).expand(len(cloud), -1)
+        order = torch.arange(cloud.shape[1], device=cloud.device).expand(cloud.shape[0], -1)
         return Order(order, invert(order))
     if name == "hilbert":  # in float64, where no sum is rounded up into the next cell
         cells = (cloud.double() + 1) * 2 ** (CURVE_DEPTH - 1)
@@ -368,7 +368,7 @@ class PointCompleter(_PointModel):
     def forward(self, points: Tensor, category: Tensor) -> Tensor:
         """Points (B, N, 3) and classes (B,) to completed clouds (B, M, 3)."""
         c = self.condition(category)
-        code, shape = self.encoder(points, c)[0], self.grid.expand(len(points), -1, -1)
+        code, shape = self.encoder(points, c)[0], self.grid.expand(points.shape[0], -1, -1)
         for fold in self.folds:
             shape = fold(torch.cat([shape, code[:, None].expand(-1, shape.shape[1], -1)], -1), c)
         return shape

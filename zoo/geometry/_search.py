@@ -44,6 +44,8 @@ def chunks(query: Tensor, points: Tensor) -> tuple[Tensor, ...]:
 
 
 def _split(query: Tensor, each: int) -> tuple[Tensor, ...]:
+    if not isinstance(each, int):  # symbolic: a program for any batch size has one number of chunks
+        return (query,)
     return query.split(max(1, (8 if query.is_cuda else 1) * ELEMENTS // each), 1)
 
 
@@ -55,7 +57,7 @@ def nearest(query: Tensor, points: Tensor, lengths: Tensor | None, k: int, more:
     tree = _tree_pays(query, size, width)
     propose, each = (_by_tree, (k + more) * width) if tree else (_by_products, max(size, (k + more) * width))
     parts = []
-    for part in _split(query, len(query) * each):
+    for part in _split(query, query.shape[0] * each):
         candidates, bound = propose(part, points, lengths, k + more)
         distance, index = _judge(part, points, lengths, candidates, k)
         if known(query):  # a traced program cannot ask again
@@ -88,7 +90,7 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def rows(points: Tensor, index: Tensor) -> Tensor:
     """Points (B, N, C) at `index` (B, ...): (B, ..., C), unchecked; `index_select`, whose CPU backward is ordered."""
     start = torch.arange(points.shape[0], device=index.device) * points.shape[1]
-    flat = (index.reshape(len(index), -1) + start[:, None]).flatten()
+    flat = (index.reshape(index.shape[0], -1) + start[:, None]).flatten()
     return points.flatten(0, 1).index_select(0, flat).view(*index.shape, points.shape[2])
 
 

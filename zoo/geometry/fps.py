@@ -50,7 +50,7 @@ def _reference(xyz: Tensor, lengths: Tensor, count: int) -> Tensor:
     """The definition, for all clouds at once; `argmax` gives the first of equal maxima."""
     x, y, z = (axis.contiguous() for axis in xyz.unbind(-1))
     distance = torch.full_like(x, torch.inf).masked_fill(padding(lengths, x.shape[1]), -1)
-    pick = lengths.new_zeros(len(lengths), 1)
+    pick = lengths.new_zeros(lengths.shape[0], 1)
     picks = [pick]
     for _ in range(count - 1):
         dx, dy, dz = (axis - axis.gather(1, pick) for axis in (x, y, z))
