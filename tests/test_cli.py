@@ -238,6 +238,17 @@ def test_new_data_set_keeps_the_contract_and_trains_from_a_foreign_folder(new, c
     answers(capsys, *(word.replace("my_set.py", "../my_set.py") for word in words))
 
 
+def test_new_clouds_keep_the_contract_and_train(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = answers(capsys, "new", "dataset", "my-clouds", "--domain", "points")
+    assert "my-clouds keeps the whole contract" in answers(capsys, "data", "check", "my_clouds.py", "--contract")
+    words = shown.partition("zoo train ")[2].split()
+    found = json.loads(answers(capsys, "train", *words, "train.logger=null", "--json"))["record"]["metrics"]
+    assert found["balanced_accuracy"]["value"] > 0.9, "by the command that it names"
+    told = fails(capsys, "new", "dataset", "x", "--domain", "point")
+    assert told == "error: unknown domain 'point' in zoo new; did you mean 'points'?"
+
+
 def test_new_model_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert "zoo train my_net.py/digits --sample" in answers(capsys, "new", "model", "my-net")

@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "new", _new, "write the commented file of a new data set or model")
     verb.add_argument("kind", choices=("dataset", "model"))
     verb.add_argument("name")
+    verb.add_argument("--domain", default="images", help="of the data set: images or points")
     verb.add_argument("--folder", type=Path, default=Path("."))
 
     verb = _verb(verbs, "leaderboard", _leaderboard, "the boards of all records found")
@@ -244,7 +245,7 @@ def _bench(options) -> None:
 def _new(options) -> None:
     from .scaffold import write
 
-    file, following = write(options.kind, options.name, options.folder)
+    file, following = write(options.kind, options.name, options.folder, options.domain)
     _show(options, {"file": str(file)}, [f"wrote {file}", *following])
 
 

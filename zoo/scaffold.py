@@ -6,7 +6,7 @@ import keyword
 import re
 from pathlib import Path
 
-from .errors import ZooError
+from .errors import ZooError, unknown
 from .files import write_text
 
 DATASET = '''"""{name}: one line that says what the data are, how many, and where they come from.
@@ -79,6 +79,74 @@ class {cls}(Dataset):
                 csv.writer(file).writerow([f"s{{number}}", f"p{{number // 4}}", CLASSES[label], *pixels])
 '''
 
+CLOUDS = '''"""{name}: one line that says what the clouds are, how many, and where they come from.
+
+Say here what a user must know: the source's address, its units and quirks.
+    zoo data check {file} --contract                        runs every contract test on this file
+    zoo train pointnet/{file} --sample train.batch_size=8   trains on the sample below
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from statezoo.zoo.data.cloud_pack import Item
+from statezoo.zoo.data.clouds import PointClouds
+from statezoo.zoo.data.ply import write_cloud
+from statezoo.zoo.data.splits import by_group
+from statezoo.zoo.errors import ZooError
+
+CLASSES = ("ball", "rod")
+
+
+class {cls}(PointClouds):
+    """The line that `zoo list` shows."""
+
+    tasks = ("classification",)  # and completion: the nearest 20 % around a random point are then taken away
+    group = "patient"  # what must not cross a split; asserted whenever the data are prepared
+    license = "CC0-1.0"
+    citation = ""
+    homepage = ""
+    files = {{"clouds.csv": ""}}  # file -> SHA-256 of the published release ("" where there is no fixed one)
+    tables = ("clouds.csv",)  # no cloud, though clouds may be .csv
+
+    def source_files(self) -> tuple[str, ...]:
+        """The table, and the clouds that it names: PLY, PCD, XYZ, STL, OBJ, OFF or NIfTI."""
+        there = (self.folder / "clouds.csv").is_file()  # where not, it is what is missing
+        return ("clouds.csv", *(row["file"] for row in self.rows())) if there else ("clouds.csv",)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Rows of clouds.csv; what is wrong is refused with file, row and remedy."""
+        table = self.folder / "clouds.csv"
+        with open(table, encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        for number, row in enumerate(rows, 2):
+            if not row.get("file") or not row.get("patient") or row.get("class") not in CLASSES:
+                raise ZooError(f"{{table}}: row {{number}}: needs file, patient and class; mend the row")
+        return rows
+
+    def items(self) -> list[Item]:
+        """Of each cloud its id, group, file and class; points are read, checked and put into a frame by the base."""
+        return [Item(row["file"], row["patient"], row["file"], row["class"]) for row in self.rows()]
+
+    def places(self, items: list[Item]) -> dict[str, np.ndarray]:
+        """Numbers of the items of each part."""
+        return by_group([item.group for item in items], {{"train": 0.6, "valid": 0.2, "test": 0.2}})
+
+    def write_sample(self, folder: Path, seed: int = 0) -> None:
+        """A small learnable data set in the same format, read by the same reader: "rods" are five times as long."""
+        rng = np.random.default_rng(seed)
+        lines = ["file,patient,class"]
+        for number in range(200):
+            kind, patient = CLASSES[number % 2], f"p{{number // 4}}"
+            xyz = rng.normal(size=(rng.integers(100, 400), 3)) * [1, 1, 5 if kind == "rod" else 1]
+            write_cloud(folder / kind / f"{{number}}.ply", xyz)
+            lines.append(f"{{kind}}/{{number}}.ply,{{patient}},{{kind}}")
+        (folder / "clouds.csv").write_text("\\n".join(lines) + "\\n", encoding="utf-8")
+'''
+
 MODEL = '''"""{name}: what it is, and the paper with its equation numbers.
 
     h = GELU(W1 x + b1);   y = W2 h + b2
@@ -119,8 +187,14 @@ class {cls}(Model):
 '''
 
 
-def write(kind: str, name: str, folder: Path) -> tuple[Path, list[str]]:
-    """Write the file of a new `kind` ("dataset" or "model"); returns it and what to do next."""
+#: domain -> template of a data set, a model that trains on its sample, and with which settings
+DOMAINS = {"images": (DATASET, "mlp", ""), "points": (CLOUDS, "pointnet", " train.batch_size=8")}
+
+
+def write(kind: str, name: str, folder: Path, domain: str = "images") -> tuple[Path, list[str]]:
+    """Write the file of a new `kind` ("dataset", of a domain, or "model"); returns it and what to do next."""
+    if domain not in DOMAINS:
+        raise unknown("domain", domain, DOMAINS, where="zoo new")
     stem = name.lower().replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", stem) or keyword.iskeyword(stem):
         raise ZooError(f"'{name}' cannot be a file's name; use letters, digits and - or _, beginning with a letter")
@@ -129,8 +203,9 @@ def write(kind: str, name: str, folder: Path) -> tuple[Path, list[str]]:
         raise ZooError(f"{file} is there already; choose another name or delete it")
     cls = "".join(word.capitalize() for word in stem.split("_"))
     shown = stem.replace("_", "-") if kind == "dataset" else stem
-    template = DATASET if kind == "dataset" else MODEL
+    dataset, model, settings = DOMAINS[domain]
+    template = dataset if kind == "dataset" else MODEL
     write_text(file, template.format(name=shown, file=file, cls=cls))
     if kind == "dataset":
-        return file, [f"next: zoo data check {file} --contract", f"      zoo train mlp/{file} --sample"]
+        return file, [f"next: zoo data check {file} --contract", f"      zoo train {model}/{file} --sample{settings}"]
     return file, [f"next: zoo train {file}/digits --sample"]
