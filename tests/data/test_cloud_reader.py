@@ -1,6 +1,7 @@
 """Clouds, meshes and masks are read exactly, or refused with file, place and remedy."""
 
 import gzip
+import re
 import struct
 import sys
 
@@ -165,6 +166,24 @@ def test_decimal_commas_are_refused_and_other_commas_read(tmp_path):
     for row in ("1,2,3", "1, 2, 3", "1 ,2 , 3", "1.5 2 3", "\ufeff1 2 3"):
         file.write_text(f"{row}\n4 5 6\n", encoding="utf-8")
         assert read_cloud(file).xyz[:, 2].tolist() == [3, 6]
+
+
+def test_names_or_a_count_before_the_rows(tmp_path):
+    cloud = read(tmp_path, "X;Y;Z;heat;label\n1;2;3;0.5;1\n4;5;6;0.7;-1\n", "a.csv")
+    assert cloud.xyz.tolist() == [[1, 2, 3], [4, 5, 6]] and cloud.label.tolist() == [1, -1]
+    assert cloud.names == ("heat",) and cloud.features[:, 0].tolist() == pytest.approx([0.5, 0.7])
+    assert read(tmp_path, "2\n1 2 3\n4 5 6\n", "a.pts").xyz.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert read(tmp_path, "z,y,x\n1,2,3\n", "b.csv").xyz.tolist() == [[3, 2, 1]]
+    for text, told in (
+        ("x,y,z\n1,2\n", "row 2: '1 2' is not 3 numbers; mend the row"),
+        ("x,y,z,x\n1,2,3,4\n", "row 1: a column's name occurs twice"),
+        ("a,b,c\n1,2,3\n", "row 1: 'a b c' is not 3 numbers"),
+        ("3\n1 2 3\n4 5 6\n", "row 2: '1 2 3' is not 1 numbers"),
+        ("x,y,z\n", "holds no points"),
+        ("0,5;1,5;2,5\n", "row 1: '0,5;1,5;2,5' has commas within columns"),
+    ):
+        with pytest.raises(ZooError, match=re.escape(told)):
+            read(tmp_path, text, "bad.csv")
 
 
 def test_without_open3d_all_else_is_read(tmp_path, monkeypatch):

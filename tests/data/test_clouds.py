@@ -487,6 +487,11 @@ def test_clouds_are_read_once(monkeypatch, tmp_path):
     assert changed.describe_counts()["fewest_points"] == 30, "another file is another entry of the cache"
 
 
+def test_what_cannot_be_fetched_is_named(tmp_path):
+    with pytest.raises(ZooError, match="classification/fold1, .* not in .*; get them from https://"):
+        create_dataset("medpoints", root=tmp_path).fetch()
+
+
 def test_published_counts_of_medpoints(tmp_path):
     assert len(CLOUDS) == 46 and sum(CLOUDS.values()) == 28_737
     assert (min(CLOUDS, key=CLOUDS.get), max(CLOUDS, key=CLOUDS.get)) == ("gonads", "aorta")

@@ -4,7 +4,7 @@
 |---|---|---|
 | .ply | points, or a mesh where it has faces | ASCII and binary of both byte orders (`ply.py`) |
 | .pcd | points of the Point Cloud Library, v0.7 | ASCII and binary here, binary_compressed by open3d |
-| .xyz .txt .pts .csv | rows of x y z and further columns, separated by spaces or commas | |
+| .xyz .txt .pts .csv | rows of x y z and further columns, names or a count before them | between blanks, commas or ; |
 | .stl .obj .off | meshes | `meshes.py` |
 | .nii .nii.gz | NIfTI-1 masks: the voxels at the border of each label, in the file's world units | `nifti.py` |
 
@@ -185,13 +185,21 @@ def _xyz(file: Path) -> Cloud:
     lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     first = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#/"), len(lines))
     begins = lines[first].strip() if lines[first:] else ""
-    if re.search(r"\d,\d", begins) and re.search(r"[^,\s]\s+[^,\s]", begins):  # "0,5 1,5 2,5" is no row of six
+    if re.search(r"\d,\d", begins) and re.search(r"[^,\s]\s+[^,\s]|;", begins):  # "0,5 1,5 2,5" is no row of six
         raise ZooError(
-            f"{file}: row {first + 1}: '{begins[:60]}' has commas within columns between blanks; write decimal points"
+            f"{file}: row {first + 1}: '{begins[:60]}' has commas within columns between blanks or semicolons; write "
+            "decimal points"
         )
-    lines = [line.replace(",", " ") for line in lines]
+    lines = [re.sub("[,;]", " ", line) for line in lines]
     while lines and not lines[-1].strip():
         lines.pop()
+    named = lines[first].lower().split() if lines[first:] else []
+    if {"x", "y", "z"} <= set(named):
+        if len(set(named)) < len(named):
+            raise ZooError(f"{file}: row {first + 1}: a column's name occurs twice; give each a name of its own")
+        table = read_table(file, lines[first + 1 :], first + 2, len(named))
+        return _points(file, dict(zip(named, table.T, strict=True)))
+    first += named == [str(len(lines) - first - 1)]  # how many follow
     table = read_table(file, lines[first:], first + 1) if lines[first:] else np.zeros((0, 3))
     if table.shape[1] < 3:
         raise ZooError(f"{file}: row {first + 1}: {table.shape[1]} columns, no x y z; check the separator")
