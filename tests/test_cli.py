@@ -127,7 +127,7 @@ def test_list_into_a_closed_pipe_is_no_error():
         ("predict nowhere nofile", re.compile("nofile: no such file or folder; check the path")),
         ("train sasrec/ml-100k --resume nowhere", re.compile("nowhere: no recipe.yaml, so no run to resume")),
         ("new dataset 1st", re.compile("'1st' cannot be a file's name; use letters")),
-        ("bench sasrec/ml-100k --sample --steps 0", "zoo bench: --steps 0: time at least 1 step"),
+        ("bench sasrec/ml-100k --sample --steps 0", "--steps 0: give at least 1 step"),
         ("bench popularity/ml-100k --sample", re.compile("popularity is no network, it has no steps to time; ")),
     ],
 )

@@ -23,6 +23,8 @@ from .train.run import quiet_lightning, session
 
 def bench_recipe(source: str, overrides, *, sample: bool, steps: int) -> tuple[dict, list[str]]:
     """Facts and lines; `steps` timed steps each with the loader and with a cached batch, interleaved."""
+    if steps < 1:
+        raise ZooError(f"--steps {steps}: give at least 1 step")
     with quiet_lightning():
         recipe = load(source, overrides, sample=sample)
         s = session(recipe, sample)
