@@ -166,6 +166,11 @@ def test_a_failure_has_another_exit_code_and_a_traceback_only_with_debug(capsys,
     assert printed.endswith("failure: RuntimeError: two lines\n")
 
 
+def test_what_the_system_refuses_is_told_with_its_place(capsys):
+    told = fails(capsys, "train", "mlp/digits", "--sample", "--folder", "/dev/null/run")
+    assert told.startswith("error: /dev/null/run") and "Not a directory; check the path, its rights and" in told
+
+
 def test_a_user_error_with_debug_keeps_its_code_and_line(capsys):
     assert main(["--debug", "list", "modles"]) == 2
     printed = capsys.readouterr().err

@@ -36,7 +36,7 @@ def bench_recipe(source: str, overrides, *, sample: bool, steps: int) -> tuple[d
     s.task.to(device)
     loss = torch.compile(s.task.loss, dynamic=False) if s.config.compile else s.task.loss
     optimizer = make_optimizer(s.task.model, s.config, steps)["optimizer"]
-    data = s.dataset.datamodule(batch_size=s.config.batch_size, workers=s.config.workers, seed=s.seed)
+    data = s.datamodule()
     warmup = 3
     loader = iter(data.train_steps(0, 10**9))
     cached = _move(next(loader), device)

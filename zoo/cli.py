@@ -39,6 +39,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.filename and error.strerror:  # not ours to mend
+            print(
+                f"error: {error.filename}: {error.strerror}; check the path, its rights and the disk", file=sys.stderr
+            )
+            return 2
         hint = "" if debug else "; add --debug for the traceback"
         print(f"failure: {type(error).__name__}: {' '.join(str(error).split())[:500]}{hint}", file=sys.stderr)
         return 1

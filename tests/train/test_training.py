@@ -155,8 +155,9 @@ def test_nan_ends_in_one_line(tmp_path, capsys):
     [
         ("batch_size=0", "give at least 1"),
         ("workers=-1", "give 0 or more"),
-        ("lr=-1.0", "give more than 0"),
-        ("ema=1.0", "give a decay between 0 and 1, such as 0.999"),
+        ("lr=-1.0", "give 0 or more"),
+        ("clip=0.0", "give more than 0"),
+        ("ema=1.5", "give a decay from 0 to 1, such as 0.999"),
     ],
 )
 def test_numbers_that_mean_nothing_are_refused(tmp_path, setting, remedy):

@@ -28,8 +28,7 @@ AT_LEAST_ONE = (
     "batch_size", "eval_batch_size", "accumulate", "patience", "eval_every", "save_every", "threads", "devices",
     "num_nodes", "log_every",
 )  # fmt: skip
-NOT_NEGATIVE = ("weight_decay", "lr_end", "warmup_steps", "workers")
-ABOVE_ZERO = ("lr", "clip")
+NOT_NEGATIVE = ("lr", "weight_decay", "lr_end", "warmup_steps", "workers")
 
 
 @dataclass
@@ -71,8 +70,8 @@ class TrainConfig:
         checks = (
             (AT_LEAST_ONE, lambda value: value >= 1, "give at least 1"),
             (NOT_NEGATIVE, lambda value: value >= 0, "give 0 or more"),
-            (ABOVE_ZERO, lambda value: value > 0, "give more than 0"),
-            (("ema",), lambda value: 0 < value < 1, "give a decay between 0 and 1, such as 0.999"),
+            (("clip",), lambda value: value > 0, "give more than 0"),
+            (("ema",), lambda value: 0 <= value <= 1, "give a decay from 0 to 1, such as 0.999"),
         )
         for names, fits, remedy in checks:
             for name in names:

@@ -45,7 +45,7 @@ RESAMPLES, LEVEL = 1000, 0.95
 def finish(s, run: Path, done: dict, console: Console) -> Path:
     """Evaluate on the test part and write everything a finished run holds; returns the folder."""
     ranks = {"rank": done.get("rank", 0), "world": done["world"]}
-    data = done.get("data") or s.dataset.datamodule(batch_size=256)
+    data = s.datamodule()
     device = done["device"]
     if not s.fitted:
         s.task.to(device)

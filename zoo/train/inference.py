@@ -43,7 +43,7 @@ def evaluate_run(run: Path) -> tuple[dict, list[str]]:
     """Evaluate the saved weights on the test part again and compare with the record and its rows."""
     with quiet_lightning():
         s = open_run(run)
-        rows = collect(s.task, s.dataset.datamodule(batch_size=256), s.dataset.part("test"))
+        rows = collect(s.task, s.datamodule(), s.dataset.part("test"))
         values = metrics.compute(s.task.rows, rows, **s.task.metric_options())
     record = read_json(run / "record.json")
     stated = {name: metric["value"] for name, metric in record["metrics"].items()}
@@ -101,9 +101,8 @@ def predict(run: Path, source: Path, *, out: Path | None, top: int, features: bo
 
 def _batches(s: Session, part: Part):
     s.task.eval()
-    data = s.dataset.datamodule(batch_size=128)
     with torch.inference_mode():
-        yield from data.eval_dataloader(part)
+        yield from s.datamodule().eval_dataloader(part)
 
 
 def _predictions(s: Session, part: Part, top: int) -> dict[str, np.ndarray]:

@@ -53,6 +53,11 @@ class Session:
         """True where the model is not a network."""
         return isinstance(self.task.model, Fitted)
 
+    def datamodule(self):
+        """Loaders as the recipe says; evaluating again in the same batches rounds in the same way."""
+        names = ("batch_size", "eval_batch_size", "workers", "sampler")
+        return self.dataset.datamodule(seed=self.seed, **{name: getattr(self.config, name) for name in names})
+
 
 def session(recipe: Recipe, sample: bool = False) -> Session:
     """Build dataset, model and task of a recipe; the weights depend on the recipe's seed alone."""
@@ -203,13 +208,7 @@ def _fit_fitted(s: Session, run: Path) -> dict:
 def _fit_network(s: Session, run: Path, console: Console) -> dict:
     config = s.config
     state = load_state(run)
-    data = s.dataset.datamodule(
-        batch_size=config.batch_size,
-        eval_batch_size=config.eval_batch_size,
-        workers=config.workers,
-        seed=s.seed,
-        sampler=config.sampler,
-    )
+    data = s.datamodule()
     world = config.devices * config.num_nodes
     per_epoch = len(data.train_steps(ranks={"rank": 0, "world": world}).batch_sampler)
     total = per_epoch * config.epochs if config.max_steps is None else min(config.max_steps, per_epoch * config.epochs)
@@ -266,7 +265,6 @@ def _fit_network(s: Session, run: Path, console: Console) -> dict:
         "samples": engine.progress.samples,
         "device": device,
         "world": world,
-        "data": data,
         "best_step": engine.progress.best_step,
         "deterministic": deterministic,
         "rank": trainer.global_rank,
