@@ -44,8 +44,8 @@ class Outputs:
     """
 
     classes: tuple[str, ...] = ()
-    values: tuple[int, ...] = ()
     targets: tuple[str, ...] = ()
+    values: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
