@@ -3,11 +3,9 @@
 import multiprocessing
 import os
 import signal
-import sys
 import time
 
 import pytest
-from statezoo.zoo.cli import main
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import hash_file, read_json
 from statezoo.zoo.seeding import generator
@@ -96,17 +94,17 @@ def _kill_and_compare(whole, run, kill):
 
 
 def command(words, said):
-    with open(said, "w") as sys.stderr:
-        raise SystemExit(main(words))
+    """The command in a process of its own, which need not find this file; its stderr goes to `said`."""
+    text = f"import sys; from statezoo.zoo.cli import main; sys.stderr = open({str(said)!r}, 'w', buffering=1); "
+    return spawn.Process(target=exec, args=(f"{text}sys.exit(main({words!r}))", {}))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(whole, tmp_path, number):
     run, said = tmp_path / "run", tmp_path / "said"
     words = ["train", "sasrec/ml-100k", "--sample", "--folder", str(run), *SETTINGS]
-    process = spawn.Process(target=command, args=(words, said))
+    process, again = command(words, said), command(["train", "sasrec/ml-100k", "--resume", str(run)], said)
     process.start()
-    again = spawn.Process(target=command, args=(["train", "sasrec/ml-100k", "--resume", str(run)], said))
     while lines(run) < 6 and process.is_alive():
         time.sleep(0.01)
     os.kill(process.pid, number)
