@@ -158,6 +158,10 @@ class CloudFolder(PointClouds):
             if len(met) < 2:
                 have = f"is {spec.outputs.classes[0]}" if len(met) else "is missing"
                 raise ZooError(f"{self.folder}: every label of a point {have}; segmentation needs two labels at least")
+            for part in parts.values():
+                for i, name in enumerate(part.ids):
+                    if not part.has_labels(i):
+                        raise ZooError(f"{self.folder / name}: no point of this cloud has a label; take it out")
             if not met.all():
                 never = spec.outputs.classes[int(np.argmin(met))]
                 raise ZooError(

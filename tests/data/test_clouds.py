@@ -832,6 +832,7 @@ def test_odd_labels_of_points(tmp_path):
     assert np.array_equal(data.part("test").batch(np.arange(1))["all_label"][0], np.arange(30) % 3 - 1)
     refused(written(lambda i, k: 1), "every label of a point is 1", "two labels at least")
     refused(written(lambda i, k: -1), "every label of a point is missing", "two labels at least")
+    refused(written(lambda i, k: -1 if i == 7 else k % 2), "p7: no point of this cloud has a label", "take it out")
     refused(written(lambda i, k: -2 if i == k == 7 else k % 2), "p7.seg: label 8 is -2", "number labels from 0")
     test = written(lambda i, k: k % 2).part("test").ids[0]
     stray = written(lambda i, k: 5 if (f"p{i}", k) == (test, 0) else k % 2)

@@ -48,7 +48,8 @@ def test_segmentation_labels_every_point(model, tmp_path, capsys):
         assert np.array_equal(made.label, guess[nearest] + 1)
     shutil.rmtree(new / "deep")
     assert main(["predict", str(run), str(new)]) == 0
-    assert {file.name for file in (run / "predictions").rglob("*")} == {"a.ply", "few.ply", "classes.json"}
+    assert {file.name for file in (run / "predictions-2").rglob("*")} == {"a.ply", "few.ply", "classes.json"}
+    assert (run / "predictions/deep/b.ply").is_file(), "nothing is taken away"
     assert main(["predict", str(run), str(new), "--out", str(new)]) == 2
     assert f"--out {new}: holds files already; give a new folder" in capsys.readouterr().err
 

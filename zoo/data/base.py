@@ -170,7 +170,9 @@ class Dataset:
                 download(addresses, self.folder / name, sha256=self.files[name])
             elif missing:
                 self._unpack(download(addresses, self.folder / name, sha256=self.archives.get(name, "")), missing)
-        still = [name for name in self.source_files() if not (self.folder / name).is_file()]
+        if not self.urls:  # some write their own
+            self.require()
+        still = [name for name in self.files if not (self.folder / name).is_file()]
         if still:
             raise ZooError(f"{self.key}: {', '.join(still)} not in {self.folder}; {self.remedy()}")
         return self.folder

@@ -83,6 +83,10 @@ class Clouds(Part):
         """All points of sample `i` in the units of its file, (M, 3) float64."""
         return self.to_file_units(i, self._span("xyz", "start", i))
 
+    def has_labels(self, i: int) -> bool:
+        """Whether a point of sample `i` has one."""
+        return bool((self._span("label", "start", i) >= 0).any())
+
     def label_counts(self, classes: int) -> np.ndarray:
         """How many points of all clouds have each of the classes of points, (classes,)."""
         counts = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -245,7 +246,7 @@ class PointClouds(Dataset):
 
 def _class_of(file: Path, names: tuple[str, ...]) -> int:
     """Number of the class that the nearest folder above is named as."""
-    above = [folder.name for folder in file.absolute().parents]
+    above = [folder.name for folder in Path(os.path.abspath(file)).parents]
     for name in above:
         if name in names:
             return names.index(name)

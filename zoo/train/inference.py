@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +79,9 @@ def predict(run: Path, source: Path, *, out: Path | None, top: int, features: bo
             )
         if not features and hasattr(s.task, "write_files"):
             if out is None:
-                out = run / "predictions"
-                shutil.rmtree(out, ignore_errors=True)  # files of another time would look like answers
+                # a folder of its own: files of another time would look like answers
+                names = chain(["predictions"], (f"predictions-{n}" for n in count(2)))
+                out = next(run / name for name in names if not (run / name).exists())
             if out.is_file() or out.suffix in (".ply", ".csv", ".parquet"):
                 raise ZooError(f"--out {out}: {s.task.rows} writes one .ply for each cloud; give a folder")
             if out.is_dir() and any(out.iterdir()):

@@ -6,7 +6,6 @@ runs/<model>/<dataset>[-<task>][@<split>]/<number>-seed<seed>/
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
@@ -126,7 +125,7 @@ def train(
     finally:
         os.environ.pop(CHILD, None)
         if made and not _begun(run):
-            shutil.rmtree(run)  # nothing to go on with, and no number used up
+            shutil.rmtree(run, ignore_errors=True)  # nothing to go on with, and no number used up
 
 
 def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
@@ -156,10 +155,12 @@ def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
             if "more than 1 value per channel" not in str(error):
                 raise
             count, size = len(s.dataset.part("train")), s.config.batch_size
-            better = next(b for b in itertools.count(size + 1) if count % (b * s.config.devices) != 1)
+            world = s.config.devices * s.config.num_nodes
+            fits = (b for b in range(size + 1, count + 1) if not 0 < count % (b * world) < 2 * world)
+            remedy = next((f"set train.batch_size={b}" for b in fits), "give more data")
             raise ZooError(
                 f"{count} training samples in batches of {size} leave a batch of one, which has no variance for batch "
-                f"norm; set train.batch_size={better}"
+                f"norm; {remedy}"
             ) from error
         except torch.OutOfMemoryError as error:
             raise ZooError(
@@ -171,7 +172,7 @@ def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
 
 def _begun(run: Path) -> bool:
     """Whether training has begun, or is over."""
-    return any((run / name).is_file() for name in ("metrics.csv", "record.json"))
+    return any((run / name).is_file() for name in ("metrics.csv", "model.safetensors", "record.json"))
 
 
 def fingerprint(dataset) -> dict[str, str]:
