@@ -161,7 +161,7 @@ def test_pcd(data, tmp_path):
 def test_decimal_commas_are_refused_and_other_commas_read(tmp_path):
     file = tmp_path / "a.xyz"
     file.write_text("0,188 -0,198 0,961\n")
-    with pytest.raises(ZooError, match="'0,188 -0,198 0,961' has commas within columns .*decimal points"):
+    with pytest.raises(ZooError, match="row 1: '0,188 -0,198 0,961' has commas within columns .*decimal points"):
         read_cloud(file)
     for row in ("1,2,3", "1, 2, 3", "1 ,2 , 3", "1.5 2 3", "\ufeff1 2 3"):
         file.write_text(f"{row}\n4 5 6\n", encoding="utf-8")
@@ -180,8 +180,8 @@ def test_names_or_a_count_before_the_rows(tmp_path):
         ("a,b,c\n1,2,3\n", "row 1: 'a b c' is not 3 numbers"),
         ("3\n1 2 3\n4 5 6\n", "row 2: '1 2 3' is not 1 numbers"),
         ("x,y,z\n", "holds no points"),
-        ("2\n0,5 1,5 2,5\n3,5 4,5 5,5\n", "'0,5 1,5 2,5' has commas within columns"),
-        ("0,5;1,5;2,5\n", "'0,5;1,5;2,5' has commas within columns"),
+        ("2\n0,5 1,5 2,5\n3,5 4,5 5,5\n", "row 2: '0,5 1,5 2,5' has commas within columns"),
+        ("0,5;1,5;2,5\n", "row 1: '0,5;1,5;2,5' has commas within columns"),
     ):
         with pytest.raises(ZooError, match=re.escape(told)):
             read(tmp_path, text, "bad.csv")

@@ -184,12 +184,13 @@ def fan(faces: Sequence[np.ndarray]) -> np.ndarray:
 def _xyz(file: Path) -> Cloud:
     lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     first = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#/"), len(lines))
-    decimal = re.compile(r"\d,\d"), re.compile(r"[^,\s]\s+[^,\s]|;")
-    begins = next((one for line in lines[first : first + 2] if all(p.search(one := line.strip()) for p in decimal)), "")
-    if begins:  # "0,5 1,5 2,5" is no row of six
-        raise ZooError(
-            f"{file}: '{begins[:60]}' has commas within columns between blanks or semicolons; write decimal points"
-        )
+    for row, line in enumerate(lines[first : first + 2], first + 1):  # the first may be names or a count
+        line = line.strip()
+        if re.search(r"\d,\d", line) and re.search(r"[^,\s]\s+[^,\s]|;", line):  # "0,5 1,5 2,5" is no row of six
+            raise ZooError(
+                f"{file}: row {row}: '{line[:60]}' has commas within columns between blanks or semicolons; write "
+                "decimal points"
+            )
     lines = [re.sub("[,;]", " ", line) for line in lines]
     while lines and not lines[-1].strip():
         lines.pop()

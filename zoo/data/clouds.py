@@ -132,7 +132,9 @@ class PointClouds(Dataset):
             return self._spec(names, (), len(facts["features"])), parts
         values = tuple(facts["labels"])
         classes = self.part_names(facts["labels"])
-        self._count_labels(arrays, classes)
+        points = sum(part.label_counts(len(classes)) for part in parts.values()).tolist()
+        self.counts["points_without_label"] = len(arrays["label"]) - sum(points)
+        self.per_class = dict(zip(classes, points, strict=True))
         return self._spec(classes, () if values == (*range(len(values)),) else values, len(facts["features"])), parts
 
     def _spec(self, classes: tuple[str, ...], values: tuple[int, ...], features: int) -> Spec:
@@ -181,11 +183,6 @@ class PointClouds(Dataset):
             "exact_duplicates_across_parts": shared,
         }
         self.per_class = {name: given.count(name) for name in names} if any(given) else {}
-
-    def _count_labels(self, arrays: dict, classes: tuple[str, ...]) -> None:
-        none, *points = np.bincount(arrays["label"].astype(np.int64) + 1, minlength=len(classes) + 1).tolist()
-        self.counts["points_without_label"] = none
-        self.per_class = dict(zip(classes, points, strict=True))
 
     def slices(self) -> dict[str, Part]:
         """`turned`: the test clouds in random poses, where labels do not turn with them."""
