@@ -103,6 +103,11 @@ BAD = {
     "null id in parquet": ({"user": ["a", None], "item": TWO, "time": [1, 2]}, 2, "no user id", "complete", {}),
     "ids through float": (HEAD + "1,x,1\n2.0,x,2\n", 3, "user id '2.0' is a decimal number", "as integers or text", {}),
     "big ids through float": (HEAD + "1,9.007199254740993e+15,1\n", 2, "mixing id types", "as integers or text", {}),
+    "ids of a spreadsheet": (HEAD + "1,1.23E+05,1\n", 2, "item id '1.23E+05' is a decimal number", "as integers", {}),
+    "ids of a spreadsheet, one digit": (
+        HEAD + "1,x,1\n1E+05,x,2\n", 3, "user id '1E+05' is a decimal", "integers or text", {},
+    ),
+    "ids below one": (HEAD + ".5,x,1\n", 2, "user id '.5' is a decimal number", "integers or text", {}),
     "float ids in parquet": (
         {"user": [1.0, 2.0], "item": TWO, "time": [1, 2]},
         1,
@@ -124,6 +129,13 @@ BAD = {
         "set a coarser data.time_unit",
         {"time_unit": "ns", "future": True},
     ),
+    "times of a spreadsheet": (
+        HEAD + FIRST + "b,x,1.00000E+09\n", 3, "time '1.00000E+09' does not write its last digits", "whole numbers", {},
+    ),
+    "times of a spreadsheet in ms": (
+        HEAD + "b,x,1.2E12\n", 2, "does not write its last digits", "export times as whole", {"time_unit": "ms"},
+    ),
+    "a float's text": (HEAD + "b,x,9.78301e+08\n", 2, "does not write its last digits", "as whole numbers", {}),
     "fraction": (HEAD + FIRST + "b,x,978300019.5\n", 3, "has a fraction", "data.time_unit", {}),
     "negative": (HEAD + FIRST + "b,x,-5\n", 3, "negative time -5", "mend the row", {}),
     "before 1970": (HEAD + FIRST + "b,x,1969-12-31T23:59:59Z\n", 3, "negative time", "mend the row", {}),
@@ -326,11 +338,18 @@ def test_equal_instants_in_different_zones_are_equal(tmp_path):
 
 
 def test_whole_numbers_written_as_decimals_are_exact(tmp_path):
-    content = HEAD + "a,x,978300019.0\na,x,978300020.\na,x,9.78e8\na,x,9.78300019e+08\na,x,+978300019\na,x,0978300019\n"
+    written = ["978300019.0", "978300020.", "9.78000000e8", "9.78300019e+08", "+978300019", "0978300019"]
+    content = HEAD + "".join(f"a,x,{text}\n" for text in written)
     times = [978300019, 978300020, 978000000, 978300019, 978300019, 978300019]
     assert [time for _, _, time in read(tmp_path, content)] == times
     doubles = {"user": TWO, "item": TWO, "time": [978300019.0, 2.0**53]}
     assert [time for _, _, time in read(tmp_path, doubles, future=True)] == [978300019, 2**53]
+    round_ones = {"user": TWO, "item": TWO, "time": [1.3e12, 1e12]}  # doubles hold all their digits, however few
+    assert [time for _, _, time in read(tmp_path, round_ones, time_unit="ms")] == [1_300_000_000_000, 10**12]
+
+
+def test_an_id_of_digits_and_an_e_is_a_name(tmp_path):
+    assert read(tmp_path, HEAD + "1e5,12e4,1\n7E,e7,2\n") == [("1e5", "12e4", 1), ("7E", "e7", 2)]
 
 
 def test_times_at_the_end_of_64_bits(tmp_path):
@@ -341,7 +360,7 @@ def test_times_at_the_end_of_64_bits(tmp_path):
 
 def test_recbole_times_are_exact(tmp_path):
     head = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-    rows = "1\t10\t5\t978300019.0\n1\t11\t4\t978300020\n1\t12\t3\t9.78300083e8\n1\t13\t1\t9.78e8\n"
+    rows = "1\t10\t5\t978300019.0\n1\t11\t4\t978300020\n1\t12\t3\t9.78300083e8\n1\t13\t1\t9.78000000e8\n"
     file = write(tmp_path, head + rows, "log.inter")
     log = create_dataset("recbole", root=tmp_path).read_file(file)
     assert [time for _, _, time in events(log)] == [978300019, 978300020, 978300083, 978000000]

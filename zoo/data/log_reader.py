@@ -20,6 +20,8 @@ from ..errors import ZooError, unknown
 
 CHUNK = 500_000  # rows of Parquet read at once
 BLOCK = 1 << 24  # bytes of text read at once; the longest row
+#: 12.0, 1.5e7 and 1E+05 were ids once; 1e5 without a point or a sign may be a name
+FLOAT_ID = r"[+-]?(?:\d+\.\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|\d+[eE][+-]\d+)"
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -168,7 +170,7 @@ def _parquet(file: Path, columns, unit: str) -> Iterator[tuple[int, dict]]:
         if pa.types.is_timestamp(frame["time"].type):
             frame["time"] = _ticks(frame["time"], file, row, unit)
         elif pa.types.is_floating(frame["time"].type):
-            _refuse_rounded(frame["time"], file, row)
+            frame["time"] = _whole(frame["time"], file, row)
         yield row, {role: values.cast(pa.string()).to_pandas().fillna("") for role, values in frame.items()}
         row += len(batch)
 
@@ -190,15 +192,21 @@ def _ticks(stamps, file: Path, row: int, unit: str):
     return pa.array(scaled, mask=stamps.is_null().to_numpy(zero_copy_only=False))
 
 
-def _refuse_rounded(times, file: Path, row: int) -> None:
-    """Float times are exact up to the mantissa only: float32 seconds near 1e9 are 64 apart."""
+def _whole(times, file: Path, row: int):
+    """Float times as integers: exact up to the mantissa only, for float32 seconds near 1e9 are 64 apart."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     last = 2.0 ** {16: 11, 32: 24, 64: 53}[times.type.bit_width]
-    beyond = np.flatnonzero(np.abs(times.to_numpy(zero_copy_only=False)) > last)
+    values = times.to_numpy(zero_copy_only=False).astype(np.float64)
+    beyond = np.flatnonzero(np.abs(values) > last)
     if len(beyond):
         raise ZooError(
             f"{file}: row {row + beyond[0]}: a {times.type} cannot tell time {times[beyond[0]]} from its neighbours; "
             "store times as int64"
         )
+    # one that is not whole keeps its text, by which it is refused
+    return times if pc.any(pc.not_equal(pc.floor(times), times)).as_py() else times.cast(pa.int64())
 
 
 def _no_column(file: Path, role: str, column: str, names) -> ZooError:
@@ -211,12 +219,12 @@ def _ids(ids, role: str, file: Path, row: int):
     empty = np.flatnonzero((ids == "").to_numpy())
     if len(empty):
         raise ZooError(f"{file}: row {row + empty[0]}: no {role} id; complete or delete the row")
-    floats = ids.str.fullmatch(r"-?\d+\.\d*(?:[eE][+-]?\d+)?").to_numpy(dtype=bool)
+    floats = ids.str.fullmatch(FLOAT_ID).to_numpy(dtype=bool)
     if floats.any():
         at = int(np.flatnonzero(floats)[0])
         raise ZooError(
             f"{file}: row {row + at}: {role} id '{ids.iloc[at]}' is a decimal number, mixing id types (an id column "
-            "that went through float); export it as integers or text"
+            "that went through float or a spreadsheet, which loses digits); export it as integers or text"
         )
     return ids
 
@@ -260,6 +268,11 @@ def _odd_time(text: str, where: str, unit: str) -> int:
     if number.is_finite():
         if abs(number) >= 1 << 63:
             raise ZooError(f"{where}: time '{text}' does not fit into 64 bits; mend the row")
+        if number and number.as_tuple().exponent > 0:  # 1.5E+09 may have been any of a hundred million seconds
+            raise ZooError(
+                f"{where}: time '{text}' does not write its last digits, so that moments that differ are one; export "
+                "times as whole numbers"
+            )
         if number != number.to_integral_value():
             raise ZooError(
                 f"{where}: time '{text}' has a fraction; give whole numbers and say their unit by data.time_unit"
