@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from ..zoo.files import hash_json
 
@@ -14,7 +14,17 @@ LARGEST_PREDICTIONS = 256 * 1024  #: bytes of predictions that may be committed 
 
 
 class _Strict(BaseModel):
+    """A field that later versions of the schema added has the default None and is written only where it is set.
+
+    So records from before it keep their text, and with it their id.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, write):
+        fields = type(self).model_fields
+        return {name: value for name, value in write(self).items() if value is not None or fields[name].is_required()}
 
 
 class Benchmark(_Strict):
@@ -24,6 +34,7 @@ class Benchmark(_Strict):
     version: str
     task: str
     split: str | None
+    split_version: str | None = Field(None, description="raised where the split is made in another way than before")
     protocol: dict[str, Any] = Field(description="task options that decide the metrics")
     metric_version: str
     sample: bool = Field(description="True: the embedded synthetic sample, never shown beside real data")
@@ -41,6 +52,7 @@ class Data(_Strict):
     split_sha256: list[str]
     group: str
     n: dict[str, int]
+    facts: dict[str, Any] | None = Field(None, description="what reading and splitting counted or dropped")
 
 
 class ModelFacts(_Strict):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statezoo.zoo.api import create_dataset, create_model
 from statezoo.zoo.data.log_reader import RawLog
@@ -115,8 +115,14 @@ def test_leave_two_out_equals_the_loop(rows, k):
         "events_in_file": len(rows),
         "events_after_k_core": len(left),
         "users_with_fewer_than_3_events": len(expected["train"]) - len(expected["test"]),
-        "test_targets_unseen_in_training": sum(item not in trained for _, item, _ in expected["test"].values()),
+        "items_unseen_in_training": len(set(log.items) - trained),
+        **{
+            f"{part}_targets_unseen_in_training": sum(item not in trained for _, item, _ in expected[part].values())
+            for part in ("valid", "test")
+        },
     }
+    every = [item for items in expected["train"].values() for item in items]
+    assert log.trained().tolist() == [every.count(item) for item in log.items]
     assert_no_leak("leave-two-out", log.arrays, log.counts)
 
 
@@ -133,7 +139,7 @@ def test_global_time_equals_the_loop(rows, k):
     log = global_time(raw(rows), k, QUANTILES)
     known = {rows[n][1] for n in left}
     later = [n for n, row in enumerate(rows) if row[2] >= first]
-    usable = by_user(rows, left + [n for n in later if rows[n][1] in known])
+    usable = by_user(rows, [n for n, row in enumerate(rows) if row[1] in known])
     expected = {"train": {}, "valid": {}, "test": {}}
     for user, numbers in by_user(rows, left).items():
         expected["train"][f"u{user}"] = [str(rows[n][1]) for n in numbers]
@@ -153,7 +159,10 @@ def test_global_time_equals_the_loop(rows, k):
         "users": len(usable),
         "items": len(known),
         "events_in_file": len(rows),
+        "training_users": len({rows[n][0] for n in left}),
         "training_events": len(left),
+        "earlier_events_in_histories_alone": sum(rows[n][1] in known for n in set(before) - set(left)),
+        "earlier_events_of_unknown_items": sum(rows[n][1] not in known for n in before),
         "later_events_of_unknown_items": sum(rows[n][1] not in known for n in later),
         "first_cut": first,
         "second_cut": second,
@@ -167,7 +176,21 @@ def test_global_time_equals_the_loop(rows, k):
     a = log.arrays
     for u in range(len(log.users)):
         assert (a["time"][a["start"][u] : a["train_end"][u]] < first).all(), "nothing of training is later"
-        assert (a["time"][a["train_end"][u] : a["start"][u + 1]] >= first).all(), "and no training event is left out"
+        untrained = a["time"][a["train_end"][u] : a["start"][u + 1]]
+        in_core = a["train_end"][u] > a["start"][u]
+        assert not in_core or (untrained >= first).all(), "of a trained user all events before the cut are trained"
+
+
+def test_users_below_the_k_core_are_tested_on_all_their_earlier_events():
+    """Users 0 to 2 make the core; user 3 has one event of a known item before the cut, and one of an unknown one."""
+    core = [(user, item, 10 * item + user) for user in range(3) for item in range(3)]
+    rows = [*core, (3, 1, 25), (3, 4, 26), (3, 2, 60), (0, 1, 70), (3, 0, 90), (0, 2, 91), (1, 0, 92)]
+    log = global_time(raw(rows), 3, (0.7, 0.85))
+    assert log.counts["first_cut"] == 60 and log.counts["second_cut"] == 90
+    assert log.counts["training_users"] == 3 and log.counts["earlier_events_in_histories_alone"] == 1
+    found = read_back(log)
+    assert "u3" not in found["train"] and found["valid"]["u3"] == (["1"], "2", 60)
+    assert found["test"]["u3"] == (["1", "2"], "0", 90)
 
 
 @pytest.mark.parametrize("quantiles", [(0.9, 0.8), (0.5, 0.5), (0, 0.9), (0.5, 1)])
@@ -413,3 +436,71 @@ def test_one_pass_over_all_positions_is_the_sum_over_prefixes(name, config):
     for (parameter, _), grad, same in zip(model.named_parameters(), grads, others, strict=True):
         assert grad.abs().max() > 1e-3, f"{parameter} has a gradient to compare"
         assert (grad - same).abs().max() < 1e-9, parameter
+
+
+# predicting -----------------------------------------------------------------------------------------------------------
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "split": st.sampled_from(["leave-two-out", "global-time"]),
+        "timestamps": st.sampled_from(["exact", "float32"]),
+        "k_core": K,
+        "max_len": st.integers(1, 5),
+    }
+)
+
+
+@settings(max_examples=40)
+@given(ROWS, SETTINGS)
+def test_predicting_reads_a_log_as_evaluation_did(tmp_path_factory, rows, config):
+    """Cut off before each target and given to predict: the evaluation's inputs, under every setting together."""
+    folder = tmp_path_factory.mktemp("log")
+    rows = [(user, item, 10**9 + 20 * time) for user, item, time in rows + rows[:5]]  # float32 is 64 s wide there
+    write_rows(folder / "log.csv", rows)
+    config |= {"duplicates": "drop", "quantiles": QUANTILES}
+    data = create_dataset("log", root=folder, **config)
+    try:
+        spec = data.prepare()
+    except ZooError:
+        return
+    evaluated = data.part("test")
+    first = [n for n, row in enumerate(rows) if row not in rows[:n]]  # what duplicates=drop keeps
+    time = [row[2] if config["timestamps"] == "exact" else int(np.float32(row[2])) for row in rows]
+    target = {}
+    log = data._log
+    for user, end in zip(log.arrays["test_user"], log.arrays["test_end"], strict=True):
+        target[int(log.users[user])] = first[log.arrays["row"][end - 1]]
+    cut = [row for n, row in enumerate(rows) if row[0] in target and (time[n], n) <= (time[m := target[row[0]]], m)]
+    (folder / "new").mkdir()
+    write_rows(folder / "new" / "log.csv", cut)
+    spec.save(folder / "prep")
+    part = create_dataset("log", root=folder, **config).inference(folder / "new" / "log.csv", folder / "prep")
+    assert not part.unserved
+    place = {hash_user(user): n for n, user in enumerate(part.ids)}
+    order = [place[user] for user in evaluated.ids]
+    mine, theirs = part.batch(np.array(order)), evaluated.batch(np.arange(len(evaluated)))
+    for name in ("items", "times", "length", "history"):
+        assert np.array_equal(mine[name], theirs[name]), name
+
+
+def write_rows(file, rows):
+    file.write_text("user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
+
+
+def test_settings_of_the_log_hold_for_predicting(tmp_path):
+    write_rows(tmp_path / "log.csv", [(u, (u + n) % 5, 10**9 + 100 * n) for u in range(6) for n in range(5)])
+    write_rows(tmp_path / "new.csv", [(9, 1, 10**9 + 20), (9, 2, 10**9), (9, 1, 10**9 + 20), (8, 77, 10**9)])
+    config = {"root": tmp_path, "k_core": 1, "timestamps": "float32"}
+    create_dataset("log", **config).prepare().save(tmp_path / "prep")
+    with pytest.raises(ZooError, match=r"new\.csv: row 4: repeats an earlier event .* set data\.duplicates=drop"):
+        create_dataset("log", **config).inference(tmp_path / "new.csv", tmp_path / "prep")
+    data = create_dataset("log", **config, duplicates="drop")
+    part = data.inference(tmp_path / "new.csv", tmp_path / "prep")
+    batch = part.batch(np.arange(1))
+    assert batch["items"][0, :3].tolist() == [2, 3, 0], "20 s apart is one moment in float32: the file's order decides"
+    assert set(batch["times"][0, :2]) == {int(np.float32(10**9))}
+    assert part.unserved == {"8": "no item of this user is known to the model"}
+    assert data.counts == {
+        "events": 3, "events_of_unknown_items": 1, "users_of_unknown_items_alone": 1, "duplicates_dropped": 1,
+    }  # fmt: skip

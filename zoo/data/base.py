@@ -31,6 +31,8 @@ class Part:
 
     #: whether `batch` draws anything: where it does not, no seeds are made for it
     augments = True
+    #: of a file to predict for: ids that no prediction can be made for, with the reason; None: there never are any
+    unserved: Mapping[str, str] | None = None
 
     def __init__(self, arrays: Mapping[str, np.ndarray], ids: Sequence[str], groups: Sequence | None = None):
         self.arrays = dict(arrays)
@@ -101,6 +103,11 @@ class Dataset:
         """What records and boards call the split."""
         return getattr(self, "split", None)
 
+    @property
+    def split_version(self) -> str | None:
+        """Raised where a split is made in another way than before, so that boards do not mix; None: the first."""
+        return None
+
     # what an adapter implements -----------------------------------------------------------------------------------
 
     def build(self) -> tuple[Spec, dict[str, Part]]:
@@ -112,7 +119,7 @@ class Dataset:
         raise TypeError(f"{type(self).__name__} does not implement write_sample()")
 
     def describe_counts(self) -> dict[str, int]:
-        """Further counts for `check` and `describe`, after `prepare`."""
+        """What reading and splitting counted or dropped, after `prepare`; for `check`, the screen and the record."""
         return dict(self.counts)
 
     def assert_no_leakage(self, parts: dict[str, Part]) -> None:
@@ -127,6 +134,14 @@ class Dataset:
         raise ZooError(
             f"{self.name} cannot predict on files yet; use `zoo eval`, or implement inference() in its adapter"
         )
+
+    def write_evaluated(self, folder: Path) -> Path | None:
+        """Write what evaluation reads of the sample's test part, targets left out, as a file or folder for `inference`.
+
+        With it the contract holds that predicting reads as evaluation did; an adapter with `inference` implements it.
+        None: evaluation makes its inputs itself, and no file holds them.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement write_evaluated()")
 
     def slices(self) -> dict[str, Part]:
         """Further views of the test part that a finished run is measured on, by name; for records, not for boards."""
@@ -252,6 +267,11 @@ class Dataset:
         """All parts of the split."""
         self.prepare()
         return dict(self._prepared[1])
+
+    def facts(self) -> dict[str, int | float]:
+        """`describe_counts` in numbers of JSON."""
+        counted = self.describe_counts()
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in counted.items()}
 
     def split_hash(self) -> str:
         """SHA-256 over the ids of every part."""

@@ -6,9 +6,11 @@ Tie rule: events are sorted by (user, time, row of the file), so that events of 
 - `leave_two_out`: a user's last event is the test target, the one before it the validation target, the rest trains
   (the papers' split; training events of one user may be later than test events of another).
 - `global_time`: nothing of training is later than anything that is tested. Two cuts at quantiles of all event times;
-  training is what lies before the first, and vocabulary and k-core come from training alone. A user's last event
-  between the cuts is a validation target and the last one after the second a test target, given all earlier events
-  of that user. Targets never seen in training stay as targets that no model can rank: they count as misses.
+  the k-core of what lies before the first is trained and says which items are known. A user's last event between the
+  cuts is a validation target and the last one after the second a test target, given all earlier events of that user
+  with known items, whether the user was trained or not: what a recommender is given when it serves.
+
+A target that training never saw stays a target, which no model can rank: it is a miss.
 """
 
 from __future__ import annotations
@@ -34,6 +36,10 @@ class SplitLog:
     users: list[str]
     items: list[str]
     counts: dict[str, int]
+
+    def trained(self) -> np.ndarray:
+        """How often each item occurs in training, in the order of `items`."""
+        return np.bincount(self.arrays["item"][_training_positions(self.arrays)], minlength=len(self.items) + 1)[1:]
 
 
 def k_core(user: np.ndarray, item: np.ndarray, k: int) -> np.ndarray:
@@ -71,13 +77,13 @@ def leave_two_out(log: RawLog, k: int) -> SplitLog:
     for part, back in (("valid", 2), ("test", 1)):
         at = end[tested] - back
         _targets(a, part, tested, a["item"][at], a["time"][at], at)
-    seen = np.zeros(len(history.items) + 1, bool)
-    seen[_training_items(a)] = True
+    seen = np.append(False, history.trained() > 0)
     history.counts |= {
         "events_in_file": len(log),
         "events_after_k_core": int(keep.sum()),
         "users_with_fewer_than_3_events": int((size < 3).sum()),
-        "test_targets_unseen_in_training": int((~seen[a["test_item"]]).sum()),
+        "items_unseen_in_training": int((~seen[1:]).sum()),
+        **{f"{part}_targets_unseen_in_training": int((~seen[a[f"{part}_item"]]).sum()) for part in ("valid", "test")},
     }
     return history
 
@@ -100,13 +106,19 @@ def global_time(log: RawLog, k: int, quantiles: tuple[float, float]) -> SplitLog
     vocabulary = sorted_items(log, log.item[core])
     known = np.zeros(len(log.items), bool)
     known[log.item[core]] = True
-    usable = core | (~before & known[log.item])  # the training core, and later events of known items
-    history = _histories(log, np.flatnonzero(usable), vocabulary)
+    history = _histories(log, np.flatnonzero(known[log.item]), vocabulary)
     a = history.arrays
-    a["train_end"] = a["start"][:-1] + np.add.reduceat(a["time"] < first, a["start"][:-1])
+    # a k-core takes whole users and whole items away: of a user who is trained, all events before the cut are
+    trained = np.zeros(len(log.users), bool)
+    trained[log.user[core]] = True
+    trained = trained[log.user[a["row"][a["start"][:-1]]]]
+    a["train_end"] = a["start"][:-1] + np.where(trained, np.add.reduceat(a["time"] < first, a["start"][:-1]), 0)
     history.counts |= {
         "events_in_file": len(log),
+        "training_users": int(trained.sum()),
         "training_events": int(core.sum()),
+        "earlier_events_in_histories_alone": int((before & known[log.item] & ~core).sum()),
+        "earlier_events_of_unknown_items": int((before & ~known[log.item]).sum()),
         "later_events_of_unknown_items": int((~before & ~known[log.item]).sum()),
         "first_cut": first,
         "second_cut": second,
@@ -201,6 +213,3 @@ def _training_positions(a) -> np.ndarray:
     sizes = a["train_end"] - a["start"][:-1]
     return np.repeat(a["start"][:-1] - np.append(0, np.cumsum(sizes)[:-1]), sizes) + np.arange(sizes.sum())
 
-
-def _training_items(a) -> np.ndarray:
-    return np.unique(a["item"][_training_positions(a)])

@@ -22,10 +22,12 @@ from .log_sample import Events, generate
 from .log_split import SplitLog, assert_no_leak, find_duplicates, global_time, leave_two_out
 from .spec import Inputs, Outputs, Spec, Tensor
 
-CODE_VERSION = 2  # raise when reading, filtering or splitting changes: cached arrays are then made anew
+CODE_VERSION = 3  # raise when reading, filtering or splitting changes: cached arrays are then made anew
 SPLITS = ("leave-two-out", "global-time")
 WINDOWS = ("all-positions", "per-prefix")
 TIMESTAMPS = ("exact", "float32")
+#: of splits that have changed since their first records; boards of two versions are two boards
+SPLIT_VERSIONS = {"global-time": "2"}  # 2: users below the k-core are tested, histories hold all they did
 
 
 def hash_user(name: str) -> str:
@@ -153,6 +155,11 @@ class LogDataset(Dataset):
         """The split, and that times are rounded where they are."""
         return self.split if self.timestamps == "exact" else f"{self.split}-{self.timestamps}"
 
+    @property
+    def split_version(self) -> str | None:
+        """Which version of the split, where there is more than one."""
+        return SPLIT_VERSIONS.get(self.split)
+
     def read_file(self, file: Path) -> RawLog:
         """The rows of one file of the source's format, in file order, wherever it lies."""
         raise TypeError(f"{type(self).__name__} does not implement read_file()")
@@ -167,7 +174,8 @@ class LogDataset(Dataset):
 
     def build(self) -> tuple[Spec, dict[str, Part]]:
         """Read (or fetch from the cache), filter, split; parts read from memory-mapped arrays."""
-        log = self._log = self._load()
+        log, trained = self._load()
+        self._log = log
         histories = log.arrays["test_end"] - log.arrays["start"][log.arrays["test_user"]]
         self.counts = log.counts | {"test_histories_that_fill_max_len": int((histories >= self.max_len).sum())}
         assert_no_leak(self.split, log.arrays, log.counts)
@@ -180,7 +188,7 @@ class LogDataset(Dataset):
             "length": Tensor((), "int64"),
         }
         sizes = {"num_items": len(log.items), "max_len": self.max_len}
-        return Spec(Inputs("log", tensors, tuple(log.items)), Outputs(), sizes), parts
+        return Spec(Inputs("log", tensors, tuple(log.items), trained), Outputs(), sizes), parts
 
     def assert_no_leakage(self, parts: dict[str, Part]) -> None:
         """Users are in every part by design; `assert_no_leak` compared the positions and times in `build`."""
@@ -194,7 +202,7 @@ class LogDataset(Dataset):
         digest.update("\n".join([*self._log.users, "", *self._log.items]).encode())
         return digest.hexdigest()
 
-    def _load(self) -> SplitLog:
+    def _load(self) -> tuple[SplitLog, tuple[int, ...]]:
         key = {
             "files": self.manifest(),
             "read": self.read_settings(),
@@ -206,45 +214,67 @@ class LogDataset(Dataset):
             "code": CODE_VERSION,
         }
         arrays, facts = cached(self.name, key, self._split)
-        return SplitLog(arrays, facts["users"], facts["items"], facts["counts"])
+        return SplitLog(arrays, facts["users"], facts["items"], facts["counts"]), tuple(facts["trained"])
 
     def _split(self) -> tuple[dict[str, np.ndarray], dict]:
-        raw = self.read_file(self.folder / self.source_files()[0])
-        repeated = find_duplicates(raw)
-        if len(repeated) and self.duplicates == "refuse":
-            row = repeated[0]
-            event = f"user {raw.users[raw.user[row]]}, item {raw.items[raw.item[row]]}, time {raw.time[row]}"
-            where = f"{self.folder / self.source_files()[0]}: row {raw.first_row + row}"
-            raise ZooError(
-                f"{where}: repeats an earlier event ({event}), as do {len(repeated) - 1} more rows; "
-                "set data.duplicates=drop to keep the first of each"
-            )
-        if len(repeated):
-            keep = np.delete(np.arange(len(raw)), repeated)
-            raw = RawLog(raw.user[keep], raw.item[keep], raw.time[keep], raw.users, raw.items)
-        if self.timestamps == "float32":
-            rounded = raw.time.astype(np.float32).astype(np.int64)
-            raw = RawLog(raw.user, raw.item, rounded, raw.users, raw.items)
+        raw, repeated = self._read(self.folder / self.source_files()[0])
         if self.split == "leave-two-out":
             log = leave_two_out(raw, self.k_core)
         else:
             log = global_time(raw, self.k_core, self.quantiles)
-        log.counts["duplicates_dropped"] = len(repeated)
-        return log.arrays, {"users": log.users, "items": log.items, "counts": log.counts}
+        log.counts["duplicates_dropped"] = repeated
+        facts = {name: getattr(log, name) for name in ("users", "items", "counts")}
+        return log.arrays, facts | {"trained": log.trained().tolist()}
+
+    def _read(self, file: Path) -> tuple[RawLog, int]:
+        """A log as every setting says, to train on or to predict for, and how many repeated events were dropped."""
+        raw = self.read_file(file)
+        repeated = find_duplicates(raw)
+        if len(repeated) and self.duplicates == "refuse":
+            row = repeated[0]
+            event = f"user {raw.users[raw.user[row]]}, item {raw.items[raw.item[row]]}, time {raw.time[row]}"
+            raise ZooError(
+                f"{file}: row {raw.first_row + row}: repeats an earlier event ({event}), as do {len(repeated) - 1} "
+                "more rows; set data.duplicates=drop to keep the first of each"
+            )
+        if len(repeated):
+            keep = np.delete(np.arange(len(raw)), repeated)
+            raw = RawLog(raw.user[keep], raw.item[keep], raw.time[keep], raw.users, raw.items)
+        return RawLog(raw.user, raw.item, self._rounded(raw.time), raw.users, raw.items), len(repeated)
+
+    def _rounded(self, time: np.ndarray) -> np.ndarray:
+        return time if self.timestamps == "exact" else time.astype(np.float32).astype(np.int64)
 
     def write_sample(self, folder: Path, seed: int = 0) -> None:
         """The log of `log_sample` in the source's format."""
         folder.mkdir(parents=True, exist_ok=True)
         self.write_file(folder / self.source_files()[0], generate(seed))
 
+    def write_evaluated(self, folder: Path) -> Path:
+        """The log of the sample (seed 0), cut off before each user's test target."""
+        self.prepare()
+        file, a = self.source_files()[0], self._log.arrays
+        raw = self.read_file(self.folder / file)
+        order = np.lexsort((np.arange(len(raw)), self._rounded(raw.time), raw.user))
+        place = np.argsort(order)
+        last = np.full(len(raw.users), -1)  # where each user's history ends
+        end = a["row"][a["test_end"] - 1]
+        last[raw.user[end]] = place[end]
+        keep = place <= last[raw.user]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.write_file(folder / file, Events(*(column[keep] for column in generate(0))))
+        return folder / file
+
     def inference(self, source: Path, prep: Path) -> Part:
-        """Histories of all users of a log file, by a run's item list; unknown items are left out and counted."""
+        """Histories of all users of a log file, read as in training; unknown items are left out and counted.
+
+        Users with no known item are not served: `unserved` of the part has them with the reason.
+        """
         spec = Spec.load(prep)
-        raw = self.read_file(source)
+        raw, repeated = self._read(source)
         index = {name: i + 1 for i, name in enumerate(spec.inputs.vocabulary)}
         code = np.array([index.get(name, 0) for name in raw.items], np.int32)[raw.item]
         known = np.flatnonzero(code)
-        self.counts = {"events": len(raw), "events_of_unknown_items": int(len(raw) - len(known))}
         order = known[np.lexsort((raw.time[known], raw.user[known]))]
         user, start = np.unique(raw.user[order], return_index=True)
         if not len(user):
@@ -261,4 +291,12 @@ class LogDataset(Dataset):
         part = EvalUsers(arrays, "predict", self.max_len, [raw.users[u] for u in user])
         part.ids = np.array([raw.users[u] for u in user])
         part.target = None
+        unknown_users = np.setdiff1d(np.arange(len(raw.users)), user)
+        part.unserved = {raw.users[u]: "no item of this user is known to the model" for u in unknown_users}
+        self.counts = {
+            "events": len(raw),
+            "events_of_unknown_items": int(len(raw) - len(known)),
+            "users_of_unknown_items_alone": len(part.unserved),
+            "duplicates_dropped": repeated,
+        }
         return part

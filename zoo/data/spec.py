@@ -24,12 +24,13 @@ class Inputs:
     """What goes in: the kind of data, the named tensors, and the token or item vocabulary where there is one.
 
     The vocabulary holds the ids as the source writes them; index 0 of the model is padding, so that
-    `vocabulary[i]` is index i + 1.
+    `vocabulary[i]` is index i + 1. `counts`: how often each of them occurs in training, where that is known.
     """
 
     kind: str
     tensors: dict[str, Tensor]
     vocabulary: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -67,7 +68,10 @@ class Spec:
 
     def save(self, folder: Path) -> None:
         """Write `spec.json` into a run's `prep/`."""
-        write_json(folder / "spec.json", asdict(self))
+        saved = asdict(self)
+        if not self.inputs.counts:  # as before there were any, so that the file of other kinds keeps its hash
+            del saved["inputs"]["counts"]
+        write_json(folder / "spec.json", saved)
 
     @classmethod
     def load(cls, folder: Path) -> Spec:
@@ -76,4 +80,5 @@ class Spec:
         inputs = saved["inputs"]
         tensors = {name: Tensor(tuple(t["shape"]), t["dtype"]) for name, t in inputs["tensors"].items()}
         outputs = {name: tuple(values) for name, values in saved["outputs"].items()}
-        return cls(Inputs(inputs["kind"], tensors, tuple(inputs["vocabulary"])), Outputs(**outputs), saved["sizes"])
+        words = {name: tuple(inputs.get(name, ())) for name in ("vocabulary", "counts")}
+        return cls(Inputs(inputs["kind"], tensors, **words), Outputs(**outputs), saved["sizes"])

@@ -108,6 +108,7 @@ def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float, b
             version=s.dataset.version,
             task=s.task.rows,
             split=s.dataset.split_name,
+            split_version=s.dataset.split_version,
             protocol=s.task.protocol(),
             metric_version=metrics.METRIC_VERSION,
             sample=s.dataset.is_sample,
@@ -117,6 +118,7 @@ def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float, b
             split_sha256=[s.dataset.split_hash()],
             group=s.dataset.group,
             n={name: len(part) for name, part in s.dataset.parts.items()},
+            facts=s.dataset.facts(),
         ),
         model=ModelFacts(
             name=s.recipe.model["name"],

@@ -149,6 +149,8 @@ def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
         s.spec.save(run / "prep")
         s.dataset.save_prep(run / "prep")
         console.line(_headline(s, run))
+        if counted := [f"{name.replace('_', ' ')} {value:,}" for name, value in s.dataset.facts().items() if value]:
+            console.line(f"data: {', '.join(counted)}")
         try:
             done = _fit_fitted(s, run) if s.fitted else _fit_network(s, run, console)
         except ValueError as error:
