@@ -3,7 +3,8 @@
 Training: cross entropy over all items (padding excluded) at every position that has a target, which for a causal model
 in one pass equals the mean over all prefixes. Evaluation: full ranking; the target's rank counts all items scored
 higher and, pessimistically, all items scored the same. History may be masked (`mask_history`) or not (the papers'
-choice). A target that training has never seen ranks behind all items.
+choice). Candidates are the items that training saw; a target that it never saw ranks behind all of them and is a miss
+at every cut-off, which is why a cut-off not below their number is refused.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class NextItem(Task):
         super().__init__(model, spec)
         self.topk, self.mask_history, self.loss_chunk = tuple(topk), mask_history, loss_chunk
         self.per_prefix = False  # each window trains its last position alone; the data set says so
+        never = torch.tensor([count == 0 for count in spec.inputs.counts]).nonzero().flatten() + 1
+        self.register_buffer("never_trained", never, persistent=False)
 
     def metric_options(self) -> dict:
         """The cut-offs."""
@@ -55,7 +58,10 @@ class NextItem(Task):
         return super().protocol() | {"mask_history": self.mask_history}
 
     def accept(self, dataset: Dataset) -> None:
-        """Training all positions at once is sound only where position t sees steps up to t."""
+        """Cut-offs are below the number of candidates; one pass over all positions needs a model that is causal."""
+        candidates = self.spec.size("num_items") - len(self.never_trained)
+        if max(self.topk) >= candidates:
+            raise self._too_deep(f"{candidates} items that training saw")
         self.per_prefix = getattr(dataset, "windows", "") == "per-prefix"
         fills_gaps = hasattr(self.model, "fill_gaps")  # trains both ways by hidden items
         if not (self.model.causal or fills_gaps) and getattr(dataset, "windows", "") == "all-positions":
@@ -98,20 +104,29 @@ class NextItem(Task):
         last = (batch["length"] - 1)[:, None, None].expand(-1, 1, features.shape[2])
         return features.gather(1, last).squeeze(1)
 
-    def candidates(self, scores: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Scores with -inf where an item is no candidate: padding, and the history where it is masked."""
+    def _too_deep(self, candidates: str) -> ZooError:
+        return ZooError(
+            f"task.topk={list(self.topk)}: {max(self.topk)} is not below the {candidates}, so that anything would be a "
+            "hit; give smaller cut-offs or more data"
+        )
+
+    def candidates(self, scores: Tensor, batch: dict[str, Tensor], mask_history: bool) -> Tensor:
+        """Scores with -inf where an item is no candidate: padding, items never trained, the history where masked."""
         scores = scores.float().clone()
-        if self.mask_history:
+        if mask_history:
             scores.scatter_(1, batch["history"].to(scores.device), -torch.inf)
+        scores.index_fill_(1, self.never_trained.to(scores.device), -torch.inf)
         scores[:, 0] = -torch.inf
         return scores
 
     def outputs_to_rows(self, outputs: Tensor, batch: dict[str, Tensor]) -> Rows:
         """Pessimistic rank, number of other items with the same score, number of candidates."""
-        scores = self.candidates(outputs, batch)
+        scores = self.candidates(outputs, batch, self.mask_history)
         target = batch["target"].to(scores.device)[:, None]
         own = scores.gather(1, target)
         size = (scores > -torch.inf).sum(1)
+        if self.mask_history and bool((size <= max(self.topk)).any()):
+            raise self._too_deep(f"{int(size.min())} items that are left for a user whose history is masked")
         # a target that is no candidate (never trained, or masked as history) joins the list behind everything
         missing = own.squeeze(1) == -torch.inf
         ties = (scores == own).sum(1) - 1
@@ -129,8 +144,26 @@ class NextItem(Task):
             rows.append(floor.outputs_to_rows(floor.outputs(batch), batch))
         return with_ids(part, {name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
 
-    def predictions(self, outputs: Tensor, batch: dict[str, Tensor], top: int = 10) -> dict[str, np.ndarray]:
-        """The `top` best items per user with their scores, for `zoo predict`: (B, top) each."""
-        best = self.candidates(outputs, batch).topk(min(top, len(self.spec.inputs.vocabulary)), dim=1)
-        names = np.array(["", *self.spec.inputs.vocabulary])
-        return {"item": names[best.indices.cpu().numpy()], "score": best.values.cpu().numpy()}
+    def predictions(
+        self, outputs: Tensor, batch: dict[str, Tensor], top: int = 10, hide_seen: bool | None = None
+    ) -> dict[str, np.ma.MaskedArray]:
+        """The `top` best items per user with their scores, (B, top) each; masked where fewer candidates are left.
+
+        `hide_seen`: whether items of the user's history are left out; None: as the run was evaluated.
+        """
+        scores = self.candidates(outputs, batch, self.mask_history if hide_seen is None else hide_seen)
+        best = scores.topk(min(top, len(self.spec.inputs.vocabulary)), dim=1)
+        names, value = np.array(["", *self.spec.inputs.vocabulary]), best.values.cpu().numpy()
+        none = value == -np.inf
+        return {
+            "item": np.ma.masked_array(names[best.indices.cpu().numpy()], none),
+            "score": np.ma.masked_array(value, none),
+        }
+
+    def without_inputs(self, top: int = 10) -> dict[str, np.ndarray]:
+        """The `top` most popular items of training and how often each occurs there, for a user nothing is known of."""
+        if not self.spec.inputs.counts:
+            raise ZooError("the run does not know how often items occur in training; train it anew for this fallback")
+        counts = np.array(self.spec.inputs.counts)
+        best = np.argsort(-counts, kind="stable")[: min(top, int((counts > 0).sum()))]
+        return {"item": np.array(self.spec.inputs.vocabulary)[best], "score": counts[best].astype(np.float32)}
