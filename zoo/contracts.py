@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from . import metrics
 from .backbones.base import Fitted, Model, parameter_count
-from .data.base import Dataset
+from .data.base import Dataset, Part
 from .data.spec import Inputs, Spec
 from .errors import ZooError
 from .files import hash_folder
@@ -189,6 +190,34 @@ def tasks_have_a_floor(cls: type[Dataset], config: dict) -> None:
         require(value is not None, f"{adapter.key}: the floor of {name} has no {task.primary}")
 
 
+def predicting_reads_as_evaluation_did(cls: type[Dataset], config: dict) -> None:
+    """What evaluation read of the test part, given to `inference`, yields the evaluation's inputs bit for bit."""
+    if cls.inference is Dataset.inference:
+        return
+    for name in [config["task"]] if "task" in config else cls.tasks:
+        given = config | ({"task": name} if cls.by_task else {})
+        adapter, reader = cls.sample(**given), cls.sample(**given)
+        spec, test = adapter.prepare(), adapter.part("test")
+        with tempfile.TemporaryDirectory() as folder:
+            prep = Path(folder) / "prep"
+            spec.save(prep)
+            adapter.save_prep(prep)
+            source = adapter.write_evaluated(Path(folder) / "evaluated")
+            if source is None:
+                continue
+            part = reader.inference(source, prep)
+            require(len(part) == len(test), f"{adapter.key}: {len(part)} samples to predict for, {len(test)} evaluated")
+            seen, evaluated = (_samples(one, spec.inputs.tensors) for one in (part, test))
+        differ = sum(one != other for one, other in zip(seen, evaluated, strict=True))
+        require(not differ, f"{adapter.key}: {differ} of {len(test)} samples are read otherwise to predict ({name})")
+
+
+def _samples(part: Part, names: Iterable[str]) -> list[bytes]:
+    """Each sample's named tensors as bytes, sorted: parts that name their samples differently can be compared."""
+    batch = part.batch(np.arange(len(part)))
+    return sorted(b"".join(np.ascontiguousarray(batch[name][i]).tobytes() for name in names) for i in range(len(part)))
+
+
 DATASET_CHECKS = (
     states_its_facts,
     sample_is_reproducible,
@@ -200,6 +229,7 @@ DATASET_CHECKS = (
     loader_serves_every_sample_once,
     nothing_is_written_beside_the_data,
     tasks_have_a_floor,
+    predicting_reads_as_evaluation_did,
 )
 
 

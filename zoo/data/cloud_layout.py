@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import ZooError, unknown
 from .cloud_pack import Item
+from .cloud_reader import stem
 from .clouds import PointClouds
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -58,6 +59,11 @@ class FoldedClouds(PointClouds):
     def category_names(self, items: list[Item]) -> tuple[str, ...]:
         """The classes of the source, whether or not they occur."""
         return self.classes
+
+    def sample_id(self, file: Path, folder: Path) -> str:
+        """`<class>/<file>` by the nearest folder above that is named as a class; of a segmentation `<file>`."""
+        above = [parent.name for parent in file.absolute().parents if parent.name in self.classes]
+        return "/".join([*(above[:1] if self.task != "segmentation" else ()), stem(file)])
 
     def source_files(self) -> tuple[str, ...]:
         """The files of the task (where there are none: the folders that should hold them), and `files`."""

@@ -13,7 +13,8 @@ With features, features (N, F) come along, standardised by mean and deviation ov
 nz or normal_x, normal_y, normal_z) turn with the points, and are divided by one number for the three.
 
 The N points are drawn without replacement; a smaller cloud gives each point once and draws the rest again from them.
-In training the draw is a function of (seed, epoch, sample), in evaluation of the sample's id alone. `farthest` draws
+In training the draw is a function of (seed, epoch, sample), in evaluation of the sample's id alone (for a file to
+predict for, of the id that it would have in the data set). `farthest` draws
 each point farthest from those before it: from a random one on in training, from the file's first in evaluation; where
 the cloud has too few places, the rest are points that repeat one. Clouds with fewer points than N are drawn as above.
 
@@ -60,12 +61,22 @@ class Drawing:
 class Clouds(Part):
     """Some of the clouds of a pack, as samples of a task."""
 
-    def __init__(self, arrays: dict, place: np.ndarray, items: list[Item], category: np.ndarray | None, how: Drawing):
+    def __init__(
+        self,
+        arrays: dict,
+        place: np.ndarray,
+        items: list[Item],
+        category: np.ndarray | None,
+        how: Drawing,
+        keys: Sequence[str] | None = None,
+    ):
+        """`keys`: what the draws of evaluation are a function of; by default the ids of the items."""
         mine = [items[i] for i in place]
         known = category is not None
         labels = {"label": category[place]} if how.task == "classification" and known else {}
         super().__init__(labels, np.array([item.id for item in mine]), np.array([item.group for item in mine]))
         self.packed, self.place, self.how = arrays, place, how
+        self.keys = [str(i) for i in self.ids] if keys is None else list(keys)
         self.category = category[place] if known else None
 
     def batch(self, index: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -106,11 +117,11 @@ class Clouds(Part):
 
     def _one(self, i: int, seed: int | None) -> dict[str, np.ndarray]:
         how = self.how
-        rng = generator("evaluation", str(self.ids[i])) if seed is None else generator(seed, "cloud")
+        rng = generator("evaluation", self.keys[i]) if seed is None else generator(seed, "cloud")
         xyz = self._span("xyz", "start", i)
         turn = None if seed is None or how.rotate == "none" else rotation(rng, how.rotate)
         if seed is None and how.turned:
-            turn = rotation(generator("pose", str(self.ids[i])), "so3")
+            turn = rotation(generator("pose", self.keys[i]), "so3")
         row = {}
         if how.task == "completion":
             given = without_nearest(xyz, rng) if how.cut else np.arange(len(xyz))

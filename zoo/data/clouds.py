@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -234,7 +235,26 @@ class PointClouds(Dataset):
         if self.task == "completion":
             category = np.array([_class_of(folder / item.cloud, names) for item in items], np.int64)
         self.counts = {"clouds": len(items)}
-        return Clouds(arrays, np.arange(len(items)), items, category, how)
+        keys = [self.sample_id(folder / item.cloud, folder) for item in items]
+        return Clouds(arrays, np.arange(len(items)), items, category, how, keys)
+
+    def sample_id(self, file: Path, folder: Path) -> str:
+        """The id that a file below `folder` has, or would have, as a sample of this data set."""
+        file = Path(os.path.abspath(file))
+        root = next((r for r in (self.folder, folder) if file.is_relative_to(os.path.abspath(r))), file.parent)
+        place = file.relative_to(os.path.abspath(root))
+        return (place.parent / stem(place)).as_posix()
+
+    def write_evaluated(self, folder: Path) -> Path | None:
+        """The test clouds of the sample, in the folders they lie in; for completion the partial ones, where stored."""
+        if self.part("test").how.cut:
+            return None
+        keep = set(self.part("test").ids.tolist())
+        for item in self.items():
+            if item.id in keep:
+                (folder / item.cloud).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.folder / item.cloud, folder / item.cloud)
+        return folder
 
     def _is_cloud(self, file: Path, folder: Path) -> bool:
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
