@@ -1,12 +1,13 @@
-"""Any interaction log as CSV, TSV or Parquet; the recipe says which columns hold user, item and time.
+"""Any interaction log: CSV, TSV, JSON lines or Parquet; the recipe says which columns hold user, item and time.
 
     zoo train sasrec/log data.root=FOLDER data.file=sales.csv data.user=customer data.item=sku data.time=sold_at
 
-Times are whole numbers in `time_unit`, or ISO 8601 strings with a time zone.
+Times are whole numbers in `time_unit`, or ISO 8601 strings; `docs/logs.md` says what each setting means.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +15,12 @@ import numpy as np
 
 from ...zoo.data.log_reader import RawLog, read_log
 from ...zoo.data.log_sample import Events
+from ...zoo.data.log_sources import SEPARATORS, parts
 from ...zoo.data.logs import LogDataset
 
 
 class Log(LogDataset):
-    """Your own interaction log: CSV, TSV or Parquet with columns named by the recipe."""
+    """Your own interaction log: CSV, TSV, JSON lines or Parquet with columns named by the recipe."""
 
     tasks = ("next_item",)
     license = "that of the data"
@@ -30,34 +32,60 @@ class Log(LogDataset):
         user: str = "user",
         item: str = "item",
         time: str = "time",
+        columns: str | None = None,
         separator: str = ",",
         time_unit: Literal["s", "ms", "us", "ns"] = "s",
+        time_zone: str | None = None,
         future: bool = False,
         **log,
     ):
-        """`file` lies in `root`; `future` admits events later than now."""
+        """`file`, or a folder of its parts, lies in `root`; `columns=user,item,time` names those of headless text.
+
+        `separator`: one character, a doubled one, or tab, comma, semicolon, pipe, space. `time_zone` of times that
+        state none; `future` admits events later than now.
+        """
         super().__init__(**log)
         self.file, self.columns = file, {"user": user, "item": item, "time": time}
-        self.separator, self.time_unit, self.future = separator, time_unit, future
+        self.separator = SEPARATORS.get(separator, separator)
+        self.names = () if columns is None else tuple(name.strip() for name in columns.split(","))
+        self.time_unit, self.time_zone, self.future = time_unit, time_zone, future
 
     def source_files(self) -> tuple[str, ...]:
-        """The one log file."""
-        return (self.file,)
+        """The log file, or the parts in its folder."""
+        place = self.log_file()
+        found = parts(place) if place.is_dir() else [place]
+        return tuple(file.relative_to(self.folder).as_posix() for file in found)
+
+    def log_file(self) -> Path:
+        """The log file, or its folder of parts."""
+        return self.folder / self.file
 
     def read_settings(self) -> dict:
-        """Columns, separator, unit, and whether the future is admitted."""
-        return {**self.columns, "separator": self.separator, "unit": self.time_unit, "future": self.future}
+        """Columns, separator, unit and zone, and whether the future is admitted."""
+        settings = {**self.columns, "separator": self.separator, "unit": self.time_unit, "future": self.future}
+        return {**settings, "names": list(self.names), "zone": self.time_zone}
 
     def read_file(self, file: Path) -> RawLog:
         """Columns by name."""
-        return read_log(file, self.columns, separator=self.separator, time_unit=self.time_unit, future=self.future)
+        return read_log(
+            file, self.columns, separator=self.separator, names=self.names, time_unit=self.time_unit,
+            time_zone=self.time_zone, future=self.future,
+        )  # fmt: skip
 
     def write_file(self, file: Path, events: Events) -> None:
-        """The columns that the recipe names, and the rating."""
-        header = self.separator.join([self.columns["user"], self.columns["item"], "rating", self.columns["time"]])
+        """The columns that the recipe names, and the rating, in the format that the file's name says."""
+        role = {name: role for role, name in self.columns.items()}
+        given = dict(zip(("user", "item", "rating", "time"), events, strict=True))
+        names = self.names or (self.columns["user"], self.columns["item"], "rating", self.columns["time"])
+        columns = {name: given.get(role.get(name, name), np.zeros_like(events.time)) for name in names}
         if file.suffix == ".parquet":
             import pandas as pd
 
-            pd.DataFrame(dict(zip(header.split(self.separator), events, strict=True))).to_parquet(file, index=False)
+            pd.DataFrame(columns).to_parquet(file, index=False)
+        elif file.suffix in (".jsonl", ".ndjson"):
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+            file.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
         else:
-            np.savetxt(file, np.stack(events, 1), fmt="%d", delimiter=self.separator, header=header, comments="")
+            header = {} if self.names else {"header": self.separator.join(names), "comments": ""}
+            # savetxt packs where the name ends in .gz
+            np.savetxt(file, np.stack(list(columns.values()), 1), fmt="%d", delimiter=self.separator, **header)

@@ -367,8 +367,8 @@ def test_recbole_times_are_exact(tmp_path):
 
 
 def test_rows_are_named_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("statezoo.zoo.data.log_reader.CHUNK", 3)
-    monkeypatch.setattr("statezoo.zoo.data.log_reader.BLOCK", 32)
+    monkeypatch.setattr("statezoo.zoo.data.log_sources.CHUNK", 3)
+    monkeypatch.setattr("statezoo.zoo.data.log_sources.BLOCK", 32)
     for bad, message in (("b,2\n", "Expected 3 columns"), ("b,x,-8\n", "negative time"), (",x,2\n", "no user id")):
         with pytest.raises(ZooError, match=rf"log\.csv: row 102: {message}"):
             read(tmp_path, HEAD + FIRST * 100 + bad)

@@ -164,6 +164,10 @@ class LogDataset(Dataset):
         """The rows of one file of the source's format, in file order, wherever it lies."""
         raise TypeError(f"{type(self).__name__} does not implement read_file()")
 
+    def log_file(self) -> Path:
+        """What `read_file` reads: the one file, unless an adapter says otherwise."""
+        return self.folder / self.source_files()[0]
+
     def write_file(self, file: Path, events: Events) -> None:
         """Write the sample's events in the source's format."""
         raise TypeError(f"{type(self).__name__} does not implement write_file()")
@@ -217,7 +221,7 @@ class LogDataset(Dataset):
         return SplitLog(arrays, facts["users"], facts["items"], facts["counts"]), tuple(facts["trained"])
 
     def _split(self) -> tuple[dict[str, np.ndarray], dict]:
-        raw, repeated = self._read(self.folder / self.source_files()[0])
+        raw, repeated = self._read(self.log_file())
         if self.split == "leave-two-out":
             log = leave_two_out(raw, self.k_core)
         else:
@@ -234,8 +238,8 @@ class LogDataset(Dataset):
             row = repeated[0]
             event = f"user {raw.users[raw.user[row]]}, item {raw.items[raw.item[row]]}, time {raw.time[row]}"
             raise ZooError(
-                f"{file}: row {raw.first_row + row}: repeats an earlier event ({event}), as do {len(repeated) - 1} "
-                "more rows; set data.duplicates=drop to keep the first of each"
+                f"{raw.where(row)}: repeats an earlier event ({event}), as do {len(repeated) - 1} more rows; set "
+                "data.duplicates=drop to keep the first of each"
             )
         if len(repeated):
             keep = np.delete(np.arange(len(raw)), repeated)
@@ -254,7 +258,7 @@ class LogDataset(Dataset):
         """The log of the sample (seed 0), cut off before each user's test target."""
         self.prepare()
         file, a = self.source_files()[0], self._log.arrays
-        raw = self.read_file(self.folder / file)
+        raw = self.read_file(self.log_file())
         order = np.lexsort((np.arange(len(raw)), self._rounded(raw.time), raw.user))
         place = np.argsort(order)
         last = np.full(len(raw.users), -1)  # where each user's history ends
