@@ -1,14 +1,30 @@
 """Files appear whole or not at all; hashes, seeds and locks are what they say."""
 
+import json
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from statezoo.zoo import seeding
-from statezoo.zoo.data.cache import cached
+from statezoo.zoo.data.cache import cached, store
 from statezoo.zoo.errors import ZooError, nearest, unknown
-from statezoo.zoo.files import atomic, canonical_json, hash_file, hash_folder, locked, read_json, write_json, write_text
+from statezoo.zoo.files import (
+    atomic,
+    canonical_json,
+    clean,
+    hash_file,
+    hash_folder,
+    locked,
+    read_json,
+    write_json,
+    write_text,
+    writing,
+)
+from statezoo.zoo.registry import entries
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -99,3 +115,174 @@ def test_unknown_names_suggest_or_list():
     assert nearest("ml_100K", ["ml-100k", "ml-1m"]) == "ml-100k"
     assert str(unknown("model", "sasrc", ["sasrec", "gru4rec"])) == "unknown model 'sasrc'; did you mean 'sasrec'?"
     assert "valid: gru4rec, sasrec" in str(unknown("model", "zzzz", ["sasrec", "gru4rec"]))
+
+
+# what the system refuses --------------------------------------------------------------------------------------------
+
+
+SAVERS = {
+    "text": "write_text(folder / 'file.txt', 'x' * 9000)",
+    "torch": "with atomic(folder / 'file.ckpt') as t: torch.save({'w': big}, t)",
+    "numpy": "with atomic(folder / 'file.npy') as t: np.save(t, big.numpy())",
+    "rows": "from statezoo.zoo.train.rows import save_rows; save_rows(folder / 'file.npz', {'a': big.numpy()})",
+    "safetensors": "from safetensors.torch import save_file\n"
+    "    with atomic(folder / 'file.safetensors') as t: save_file({'w': big}, str(t))",
+    "folder": "from statezoo.zoo.data.cache import store; store(folder / 'file', {'a': big.numpy()}, {})",
+}
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory):
+    """Folder, words and files left of every saver, in a process that may write files of 4 KB."""
+    script = [
+        "import json, os, resource, sys; from pathlib import Path; import numpy as np; import torch",
+        "from statezoo.zoo.errors import ZooError; from statezoo.zoo.files import *",
+        "top = Path(sys.argv[1]); big = torch.randn(9000); found = {}",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))",
+    ]
+    for kind, saved in SAVERS.items():
+        script += [f"folder = top / {kind!r}; folder.mkdir()", f"try:\n    {saved}\n    told = 'nothing'"]
+        script += ["except ZooError as error:\n    told = str(error)"]
+        script += [f"found[{kind!r}] = str(folder), told, os.listdir(folder)"]
+    code = "\n".join([*script, "print(json.dumps(found))"])
+    words = [sys.executable, "-c", code, str(tmp_path_factory.mktemp("top"))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("kind", SAVERS)
+def test_a_file_that_may_not_grow_is_named_with_the_remedy(kind, limited):
+    folder, told, left = limited[kind]
+    assert told.startswith(f"{folder}/file") and "\n" not in told and told.endswith(", or choose another folder")
+    assert "raise the limit of file sizes (ulimit -f)" in told
+    assert ("File too large" in told) == (kind not in ("torch", "numpy", "folder")), "these do not tell why"
+    assert left == (["file.csv"] if kind == "log" else []), "a temporary is left"
+
+
+def test_a_full_disk_is_named():
+    with pytest.raises(ZooError, match=r"^/dev/full: No space left on device; free space on that disk, or"):
+        with writing("/dev/full"), open("/dev/full", "w") as full:
+            full.write("x")
+
+
+@pytest.mark.parametrize("write", [
+    lambda place: write_text(place, "x"),
+    lambda place: write_json(place, {}),
+    lambda place: locked(place).__enter__(),
+    lambda place: store(place, {}, {}),
+], ids=["text", "json", "lock", "cache"])  # fmt: skip
+def test_a_folder_that_cannot_be_made_is_named(write, tmp_path):
+    (tmp_path / "a").write_text("a file")
+    for place in (tmp_path / "a" / "b.txt", tmp_path / "a" / "b" / "c.txt"):
+        with pytest.raises(ZooError, match=f"^{place}: .*; move the file away .*, or choose another folder$"):
+            write(place)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_cache_that_cannot_be_written_tells_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("STATEZOO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ZooError, match=r"home/\.cache/statezoo/.*, or set STATEZOO_CACHE to another folder$"):
+        cached("set", {"k": 1}, lambda: ({"x": np.ones(2)}, {}))
+
+
+def test_errors_of_other_files_pass(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "a.txt"):
+        open(tmp_path / "elsewhere" / "none.txt")
+    with pytest.raises(RuntimeError, match="os error 28"), atomic(tmp_path / "a.txt"):
+        raise RuntimeError("(os error 28)")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_where_a_folder_stands_leaves_no_temporary(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("")
+    with pytest.raises(ZooError, match=f"^{tmp_path / 'a'}: Is a directory; move the folder away"):
+        write_text(tmp_path / "a", "x")
+    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == ["b"]
+
+
+def test_only_our_own_leftovers_are_cleaned(tmp_path):
+    ours = (".last.ckpt.abcd_123.ckpt", ".last.ckpt.aaaaaaaa.ckpt")
+    theirs = (".last.ckpt.abcd_123", ".vimrc.settings", ".last.ckpt.ABCDEFGH.ckpt", "last.ckpt", ".other.abcd1234")
+    for name in (*ours, *theirs):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".prep.abcd1234").mkdir()
+    clean(tmp_path, "last.ckpt", "prep")
+    assert sorted(os.listdir(tmp_path)) == sorted(theirs)
+
+
+# damaged cache entries ----------------------------------------------------------------------------------------------
+
+
+def _cut(folder):
+    data = (folder / "x.npy").read_bytes()
+    (folder / "x.npy").write_bytes(data[:-8])
+
+
+def _other_shape(folder):
+    np.save(folder / "x.npy", np.arange(5).reshape(5, 1))
+
+
+DAMAGES = {
+    "cut": _cut,
+    "cut in its head": lambda folder: (folder / "x.npy").write_bytes(b"\x93NUM"),
+    "gone": lambda folder: (folder / "x.npy").unlink(),
+    "another shape": _other_shape,
+    "another type": lambda folder: np.save(folder / "x.npy", np.arange(5).astype(np.float64)),
+    "facts are no JSON": lambda folder: (folder / "facts.json").write_text("{"),
+    "facts are others": lambda folder: (folder / "facts.json").write_text('{"n": 6}'),
+    "facts are gone": lambda folder: (folder / "facts.json").unlink(),
+    "contents are no mapping": lambda folder: (folder / "contents.json").write_text("[]"),
+    "contents are gone": lambda folder: (folder / "contents.json").unlink(),
+    "empty": lambda folder: [file.unlink() for file in folder.iterdir()],
+    "a file": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_entry_is_made_anew_and_told(damage, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STATEZOO_CACHE", str(tmp_path))
+    build = lambda: ({"x": np.arange(5)}, {"n": 5})  # noqa: E731
+    cached("set", {"k": 1}, build)
+    folder = next(path for path in (tmp_path / "set").iterdir() if path.is_dir())
+    DAMAGES[damage](folder)
+    capsys.readouterr()
+    arrays, facts = cached("set", {"k": 1}, build)
+    assert arrays["x"].tolist() == [0, 1, 2, 3, 4] and facts == {"n": 5}
+    told = capsys.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 1
+    assert str(folder) in told.err and "made anew" in told.err
+    cached("set", {"k": 1}, lambda: pytest.fail("a whole entry is made again"))
+    assert capsys.readouterr().err == ""
+
+
+def test_leftovers_of_a_killed_build_are_cleaned(tmp_path, monkeypatch):
+    monkeypatch.setenv("STATEZOO_CACHE", str(tmp_path))
+    cached("set", {"k": 1}, lambda: ({"x": np.ones(2)}, {}))
+    folder = next(path for path in (tmp_path / "set").iterdir() if path.is_dir())
+    left = folder.parent / f".{folder.name}.abcd1234"
+    left.mkdir()
+    cached("set", {"k": 1}, lambda: pytest.fail("made again"))
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("damage", ["emptied", "a file gone", "a file cut", "a file more"])
+def test_a_damaged_sample_is_drawn_anew_and_told(damage, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STATEZOO_CACHE", str(tmp_path))
+    cls = entries("dataset")["ml-100k"].load()
+    folder = cls.sample().folder
+    whole = hash_folder(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if damage == "a file more":
+        (folder / "more").write_text("")
+    for file in files if damage == "emptied" else files[:1] if damage == "a file gone" else ():
+        file.unlink()
+    if damage == "a file cut":
+        files[0].write_bytes(files[0].read_bytes()[:-1])
+    assert cls.sample().folder == folder and hash_folder(folder) == whole
+    assert "the sample is not whole; it is drawn anew" in capsys.readouterr().err
+    assert cls.sample().folder == folder and capsys.readouterr().err == ""

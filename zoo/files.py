@@ -1,13 +1,21 @@
-"""Files appear whole or not at all: atomic writes, hashes, locks and the three folders the zoo uses."""
+"""Files appear whole or not at all: atomic writes, hashes, locks and the three folders the zoo uses.
+
+What the system refuses while something is written (a full disk, a limit of file sizes, a folder without rights) is one
+line that names the file and the remedy.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from .errors import ZooError
@@ -36,22 +44,136 @@ def _folder(variable: str, kind: str) -> Path:
     return Path(platformdirs.user_cache_dir("statezoo")) / kind
 
 
+FULL = "free space on that disk"
+REMEDIES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EACCES: "give yourself the right to write there",
+    errno.EPERM: "give yourself the right to write there",
+    errno.EROFS: "make the disk writable",
+    errno.ENOTDIR: "move the file away that stands where a folder is needed",
+    errno.EEXIST: "move the file away that stands where a folder is needed",
+    errno.EISDIR: "move the folder away that stands where the file is to be",
+}
+#: what of these has no file of its own in the error: only the place that was being written can be named
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+@contextmanager
+def writing(path: Path | str, *, within: Path | None = None) -> Iterator[None]:
+    """Within it, what the system refuses to write to `path` (or below `within`) is one line with a remedy.
+
+    Errors about other files, and all that are none of the system's, pass as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _refused(error, (Path(path), *([] if within is None else [within])))
+        if number is None:
+            raise
+        remedy, reason = REMEDIES.get(number, "check the path, its rights and the disk"), os.strerror(number)
+        if not number:
+            remedy, reason = f"{FULL}, raise the limit of file sizes (ulimit -f)", "it could not be written whole"
+        raise ZooError(f"{path}: {reason}; {remedy}, or {_elsewhere(Path(path))}") from error
+
+
+def _refused(error: BaseException, places: tuple[Path, ...]) -> int | None:
+    """The system's number of an error that means `places` cannot be written (0: not told), None for any other."""
+    if isinstance(error, OSError):
+        if error.errno is None:  # numpy's own, of a short write
+            return 0 if re.search(r"requested and \d+ written", str(error)) else None
+        if error.filename is None:
+            return error.errno if error.errno in NO_ROOM else None
+        named = places[0] if isinstance(error.filename, int) else Path(os.fsdecode(error.filename))
+        ours = any(
+            named == place
+            or named in place.parents
+            or place in named.parents
+            or named.name.startswith(f".{place.name}.")
+            for place in places
+        )
+        return error.errno if ours else None
+    if type(error).__module__.startswith("safetensors") and (told := re.search(r"\(os error (\d+)\)", str(error))):
+        return int(told.group(1))
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch, closing what it could not write
+        below = error.__context__
+        return _refused(below, places) if isinstance(below, OSError) else 0
+    return None
+
+
+def _elsewhere(path: Path) -> str:
+    """How to have it written somewhere else."""
+    path = path.absolute()
+    for variable, root in (("STATEZOO_CACHE", cache_root()), ("STATEZOO_RUNS", runs_root())):
+        if path.is_relative_to(root.absolute()):
+            return f"set {variable} to another folder"
+    return "choose another folder"
+
+
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name only when the block ends without an error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        temporary = Path(name)
+        os.close(handle)
     try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        with writing(path, within=temporary):
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes the name, and the place of what was there, at the end."""
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        with writing(path, within=temporary):
+            yield temporary
+            os.chmod(temporary, 0o777 & ~_umask())
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clean(folder: Path, *names: str) -> None:
+    """Remove what killed processes left in `folder` while they wrote `names` (patterns) by the two functions above.
+
+    The caller holds the lock of what bears these names, so that no other process writes them now.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}(\.[^.]*)?", path.name)
+        if not found or not any(fnmatch(found.group(1), name) for name in names):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif (found.group(2) or "") == Path(found.group(1)).suffix:  # a file's temporary ends as the file does
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path | str) -> None:
+    """Put a file that is there, and its place in its folder, on the disk: a power cut takes neither away."""
+    for place in (Path(path), Path(path).parent):
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            with writing(path):
+                os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:
@@ -115,10 +237,11 @@ def locked(path: Path | str, *, wait: float = -1, busy: str = "") -> Iterator[No
     import filelock
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=wait)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=wait)
     except filelock.Timeout as error:
         raise ZooError(busy or f"{path.parent} is in use by another process; wait for it to end") from error
     try:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+from .errors import ZooError
 from .files import atomic, cache_root
 
 NATIVE = "-march=native"
@@ -42,7 +43,7 @@ def build(name: str, source: str, flags: tuple[str, ...], *, native: bool = Fals
     except subprocess.CalledProcessError as error:
         told = error.stderr.strip().splitlines() or ["no message"]
         raise Unavailable(f"{shlex.join(compiler)} cannot build its kernel ({told[0]})") from error
-    except OSError as error:
+    except (OSError, ZooError) as error:  # of the compiler, of the library, or of a cache that cannot be written
         raise Unavailable(f"its kernel cannot be built or loaded ({error})") from error
 
 

@@ -17,7 +17,18 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import ZooError, unknown
-from ..files import cache_root, data_root, hash_file, hash_json, locked
+from ..files import (
+    atomic_folder,
+    cache_root,
+    clean,
+    data_root,
+    hash_file,
+    hash_folder,
+    hash_json,
+    locked,
+    read_json,
+    write_json,
+)
 from .spec import Spec
 from .splits import assert_disjoint, split_hash
 
@@ -162,14 +173,12 @@ class Dataset:
             sources.update(here.glob("*.py"), (here.parent / name for name in ("seeding.py", "files.py")))
             code = sorted(hash_file(source) for source in sources)
             key = hash_json({"code": code, "seed": seed, "subset": maker.subset})
-            folder = cache_root() / "samples" / maker.name / key[:16]
-        folder = Path(folder)
-        with locked(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".sample-") as temporary:
-                    maker.write_sample(Path(temporary) / "data", seed)
-                    (Path(temporary) / "data").rename(folder)
+            folder = _cached_sample(cache_root() / "samples" / maker.name / key[:16], maker, seed)
+        else:
+            folder = Path(folder)
+            with locked(folder.with_suffix(".lock")):
+                if not folder.is_dir():
+                    _write_sample(folder, maker, seed)
         adapter = cls(**{**config, "root": folder})
         adapter.is_sample = True
         return adapter
@@ -323,3 +332,28 @@ class Dataset:
         from .datamodule import DataModule
 
         return DataModule(self, **options)
+
+
+def _cached_sample(folder: Path, maker: Dataset, seed: int) -> Path:
+    """The sample in the cache; one that has lost files, or whose files are not what was written, is drawn anew."""
+    from .cache import say
+
+    written = folder.with_suffix(".json")
+    with locked(folder.with_suffix(".lock")):
+        clean(folder.parent, folder.name, written.name)
+        if folder.is_dir():
+            try:
+                if written.is_file() and read_json(written) == {"sha256": hash_folder(folder)}:
+                    return folder
+            except ZooError:
+                pass
+            say(f"{folder}: the sample is not whole; it is drawn anew")
+        _write_sample(folder, maker, seed)
+        write_json(written, {"sha256": hash_folder(folder)})
+    return folder
+
+
+def _write_sample(folder: Path, maker: Dataset, seed: int) -> None:
+    with atomic_folder(folder) as temporary:
+        temporary.rmdir()  # adapters make the folder that they are given
+        maker.write_sample(temporary, seed)
