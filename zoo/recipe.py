@@ -18,7 +18,7 @@ from typing import Any, get_args
 import yaml
 
 from .errors import ZooError, unknown
-from .files import hash_json, write_text
+from .files import hash_file, hash_json, write_text
 from .registry import ROOT, entries, find
 
 SECTIONS = ("model", "data", "task", "train")
@@ -35,6 +35,7 @@ class Recipe:
     train: dict
     seed: int
     note: str = ""
+    start: str | None = None  #: hash of the weights of `train.init_from`, where a run has noted it
 
     def arguments(self, section: str) -> dict:
         """The constructor arguments of a section, without its name."""
@@ -45,16 +46,36 @@ class Recipe:
         return {"id": self.id, **{name: getattr(self, name) for name in SECTIONS}, "seed": self.seed}
 
     def scientific(self) -> dict:
-        """What decides the result: without paths, loader and machine settings, and the seed."""
-        from .train.config import OPERATIONAL
+        """What decides the result: without paths, loader and machine settings, and the seed.
 
-        train = {key: value for key, value in self.train.items() if key not in OPERATIONAL}
-        data = {key: value for key, value in self.data.items() if key != "root"}
-        how = find("task", self.task["name"]).load().operational
-        task = {key: value for key, value in self.task.items() if key not in how}
-        sections = {"model": self.model, "data": data, "task": task}
+        A key that came after results were recorded is left out while it has the value that does what was done before
+        it (`added_later` of the class that takes it), so that the same recipe has the same hash in every version.
+        Weights that training starts from stand as their hash.
+        """
+        from .train.config import OPERATIONAL, TrainConfig
+
+        task, dataset, model = (
+            find(kind, getattr(self, section)["name"]).load()
+            for kind, section in (("task", "task"), ("dataset", "data"), ("model", "model"))
+        )
+        sections = {
+            "model": _but(self.model, added_later(model)),
+            "data": _but(self.data, added_later(dataset), "root"),
+            "task": _but(self.task, added_later(task), *task.operational),
+        }
         named = {section: {**values, "name": Path(values["name"]).name} for section, values in sections.items()}
+        train = _but(self.train, added_later(TrainConfig), *OPERATIONAL)
+        if "init_from" in train:
+            train["init_from"] = self.start_sha256()
         return {**named, "train": train}
+
+    def start_sha256(self) -> str | None:
+        """SHA-256 of the weights that training starts from, None for none."""
+        from .train.weights import weights_file
+
+        if self.train["init_from"] is None:
+            return None
+        return self.start or hash_file(weights_file(self.train["init_from"]))
 
     def hash(self) -> str:
         """SHA-256 of the scientific part."""
@@ -63,6 +84,18 @@ class Recipe:
     def save(self, path: Path) -> None:
         """Write the resolved recipe as YAML."""
         write_text(path, yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True))
+
+
+def added_later(cls: type) -> dict:
+    """Arguments of a class that results were recorded without, with the value that does what was done before them."""
+    stated = (vars(base).get("added_later", {}) for base in reversed(cls.__mro__))
+    return {name: value for one in stated for name, value in one.items()}
+
+
+def _but(values: Mapping, later: Mapping, *names: str) -> dict:
+    """A section without `names`, and without what is in `later` at its value there."""
+    kept = {key: value for key, value in values.items() if key not in names}
+    return {key: value for key, value in kept.items() if key not in later or value != later[key]}
 
 
 def recipe_files() -> dict[str, Path]:

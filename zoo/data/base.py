@@ -88,6 +88,8 @@ class Dataset:
     by_task: ClassVar[bool] = False
     #: arguments that shape the data of the embedded sample (shorter sequences, fewer points)
     tiny: ClassVar[dict] = {}
+    #: arguments that came after results were recorded, with the value that does what was done before (see recipe.py)
+    added_later: ClassVar[dict] = {}
 
     def __init__(self, *, root: Path | str | None = None, subset: str | None = None):
         """`root` is the folder that holds the source's files; default `<data root>/<domain>/<name>`."""

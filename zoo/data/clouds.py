@@ -31,6 +31,7 @@ class PointClouds(Dataset):
     #: batches depend on the task, which is an argument of the constructor
     by_task: ClassVar[bool] = True
     tiny = {"points": 256}
+    added_later = {"farthest": False}
     #: task -> SHA-256 over names and hashes of the files read for it, where there is one published copy
     content: ClassVar[dict[str, str]] = {}
     #: labels in files of labels, in the order of the class names; None: those that are found

@@ -120,6 +120,7 @@ class LogDataset(Dataset):
     domain = "recsys"
     group = "user/time"
     tiny = {"max_len": 20}
+    added_later = {"timestamps": "exact"}
 
     def __init__(
         self,

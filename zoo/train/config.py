@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..errors import BadArgument
 
-#: keys that say where and how fast, not what: left out of the recipe's hash
-OPERATIONAL = (
-    "workers",
-    "threads",
-    "devices",
-    "accelerator",
-    "strategy",
-    "num_nodes",
-    "logger",
-    "log_every",
-    "save_every",
-    "eval_batch_size",
-    "init_from",
-    "compile",
-)
-
+#: keys without any say in the numbers: a run may go on under others
+HARMLESS = ("workers", "logger", "save_every")
+#: keys that choose the machine; what they came to (threads, device, strategy) must be the same where a run goes on
+MACHINE = ("threads", "accelerator", "strategy")
+#: keys that say where and how fast, not what: left out of the recipe's hash. `log_every` chooses rows of the log alone
+OPERATIONAL = (*HARMLESS, *MACHINE, "log_every")
 
 AT_LEAST_ONE = (
     "batch_size", "eval_batch_size", "accumulate", "patience", "eval_every", "save_every", "threads", "devices",
@@ -35,10 +25,20 @@ NOT_NEGATIVE = ("lr", "weight_decay", "lr_end", "warmup_steps", "workers")
 class TrainConfig:
     """Arguments of training; every one can be overridden as `train.key=value`."""
 
+    #: keys that records were made without, and the value that does what was done then (see `Recipe.scientific`)
+    added_later: ClassVar[dict[str, Any]] = {
+        "lr_end": None,
+        "eval_batch_size": None,
+        "init_from": None,
+        "compile": False,
+        "devices": 1,
+        "num_nodes": 1,
+    }
+
     epochs: int = 50
     max_steps: int | None = None  #: stop after so many optimiser batches, whatever `epochs` says
     batch_size: int = 128  #: per process
-    eval_batch_size: int | None = None  #: default twice the batch size
+    eval_batch_size: int | None = None  #: default twice the batch size; rounds metrics, and so may choose weights
     optimizer: str = "adamw"  #: adam, adamw, sgd, or any name of timm's optimiser factory
     lr: float = 1e-3
     weight_decay: float = 0.0  #: never applied to norms, biases and what a module exempts

@@ -32,6 +32,8 @@ class Task(L.LightningModule):
     rows: ClassVar[str]
     #: arguments that say how, not what: left out of the recipe's hash
     operational: ClassVar[tuple[str, ...]] = ()
+    #: arguments that came after results were recorded, with the value that does what was done before (see recipe.py)
+    added_later: ClassVar[dict] = {}
     #: training settings of `--sample`
     sample_train: ClassVar[dict] = {"epochs": 8, "batch_size": 64, "patience": None, "max_steps": None}
 

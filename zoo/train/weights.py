@@ -8,14 +8,20 @@ from ..backbones.base import Model
 from ..errors import ZooError
 
 
-def init_from(model: Model, source: str) -> str:
-    """Load weights of a run folder or a `.safetensors` file into `model`; returns one line that says what fitted."""
-    from safetensors.torch import load_file
-
+def weights_file(source: str) -> Path:
+    """The file that `train.init_from` means: itself, or the weights of a run folder."""
     path = Path(source)
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise ZooError(f"train.init_from={source}: no weights there; give a finished run or a .safetensors file")
+    return path
+
+
+def init_from(model: Model, source: str) -> str:
+    """Load weights of a run folder or a `.safetensors` file into `model`; returns one line that says what fitted."""
+    from safetensors.torch import load_file
+
+    path = weights_file(source)
     weights, own = load_file(str(path)), model.state_dict()
     fits = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     if not fits:
