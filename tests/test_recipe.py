@@ -178,7 +178,7 @@ def test_pair_without_a_file_runs_on_defaults_and_says_so():
         ("sasrec/ml100k", "unknown dataset 'ml100k'; did you mean 'ml-100k'?"),
         ("sasrec", "unknown recipe 'sasrec'; did you mean 'sasrec/"),
         ("sasrec/ml-100k-classification", "unknown task 'classification' in data set ml-100k; valid: next_item"),
-        ("sasrec/ml-100k@global", "data.split: Expected a typing.Literal['leave-two-out', 'global-time']"),
+        ("sasrec/ml-100k@global", "unknown split 'global' in recipe sasrec/ml-100k@global; did you mean 'global-t"),
         ("mlp/digits@global-time", "unknown key 'data.split' in recipe mlp/digits@global-time"),
         ("nowhere/recipe.yaml", "no file nowhere/recipe.yaml; give a recipe id"),
     ],

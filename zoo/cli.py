@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 
 from .errors import ZooError, unknown
+from .runs import require_begun, require_finished
 
 EPILOG = (
     "Any option of a recipe can be given as key.sub=value, for example: zoo train sasrec/ml-100k train.lr=3e-4 seed=1"
@@ -189,7 +190,13 @@ def _list(options) -> None:
 
 def _train(options) -> None:
     from .files import read_json
-    from .train.run import train
+    from .recipe import check_names
+
+    if not options.resume or not options.recipe.endswith((".yaml", ".yml")):  # the run has a copy of its own
+        check_names(options.recipe, options.overrides)
+    if isinstance(options.resume, str):
+        require_begun(Path(options.resume))
+    from .train.run import train  # torch only now, when the names are known to be right
 
     run = train(
         options.recipe,
@@ -204,6 +211,7 @@ def _train(options) -> None:
 
 
 def _eval(options) -> None:
+    require_finished(options.run)
     from .train.inference import evaluate_run
 
     facts, lines = evaluate_run(options.run)
@@ -211,11 +219,14 @@ def _eval(options) -> None:
 
 
 def _predict(options) -> None:
-    from .train.inference import predict
-
+    source = options.log if options.source is None else options.source
+    if source is not None and not source.exists():
+        raise ZooError(f"{source}: no such file or folder; check the path")
+    require_finished(options.run)
     if (options.source is None) == (options.log is None):
         raise ZooError("zoo predict: give one file or folder to predict on; see `zoo predict --help`")
-    source = options.log if options.source is None else options.source
+    from .train.inference import predict
+
     facts, lines = predict(options.run, source, out=options.out, top=options.top, features=options.features)
     _show(options, facts, lines)
 
@@ -239,6 +250,9 @@ def _bench(options) -> None:
         from .bench_ops import bench_ops
 
         return _show(options, *bench_ops(options.recipe.partition(":")[2] or None, options.steps))
+    from .recipe import check_names
+
+    check_names(options.recipe, options.overrides)
     from .bench import bench_recipe
 
     facts, lines = bench_recipe(options.recipe, options.overrides, sample=options.sample, steps=options.steps)

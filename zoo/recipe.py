@@ -11,15 +11,16 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
-from .errors import ZooError, unknown
+from .errors import ZooError, nearest, unknown
 from .files import hash_file, hash_json, write_text
 from .registry import ROOT, entries, find
+from .source import arguments, stated
 
 SECTIONS = ("model", "data", "task", "train")
 
@@ -110,22 +111,60 @@ def recipe_files() -> dict[str, Path]:
 
 def load(source: str, overrides: Iterable[str] = (), *, sample: bool = False) -> Recipe:
     """The recipe of an id or a YAML file, with `key.sub=value` overrides, checked and completed with defaults."""
+    raw, recipe_id, note = _source(source)
     changes = [_override(text) for text in overrides]
-    if source.endswith((".yaml", ".yml")):
-        if not Path(source).is_file():
-            raise ZooError(f"no file {source}; give a recipe id (`zoo list recipes`) or the path of a YAML file")
-        raw, recipe_id, note = _read(Path(source)), None, ""
-    else:
-        raw, recipe_id, note = _by_id(source)
-    recipe_id = recipe_id or raw.get("id") or Path(source).stem
+    _check_names(_changed(copy.deepcopy(raw), changes, source), recipe_id)
     if sample:
         _shrink(raw, recipe_id)
+    return _check(_changed(raw, changes, source), recipe_id, note)
+
+
+def check_names(source: str, overrides: Iterable[str] = ()) -> None:
+    """Refuse what `load` would refuse by its name, before a model, data set or task is imported."""
+    raw, recipe_id, _ = _source(source)
+    _check_names(_changed(raw, [_override(text) for text in overrides], source), recipe_id)
+
+
+def _source(source: str) -> tuple[dict, str, str]:
+    """The keys of an id or a YAML file, the recipe's id and a note."""
+    if not source.endswith((".yaml", ".yml")):
+        return _by_id(source)
+    if not Path(source).is_file():
+        raise ZooError(f"no file {source}; give a recipe id (`zoo list recipes`) or the path of a YAML file")
+    raw = _read(Path(source))
+    return raw, raw.get("id") or Path(source).stem, ""
+
+
+def _changed(raw: dict, changes: Iterable[tuple[list[str], object]], source: str) -> dict:
     for path, value in changes:
         _set(raw, path, value)
     for key in raw:
         if key not in (*SECTIONS, "seed", "id"):
             raise unknown("key", key, (*SECTIONS, "seed"), where=f"recipe {source}")
-    return _check(raw, recipe_id, note)
+    return raw
+
+
+def _check_names(raw: dict, recipe_id: str) -> None:
+    """Names, keys and the split, as far as the sources of model, data set and task tell them."""
+    from .train.config import TrainConfig
+
+    given = {section: _section(raw, section, recipe_id) for section in SECTIONS}
+    found = {s: find("dataset" if s == "data" else s, given[s]["name"]) for s in ("model", "data", "task")}
+    tasks = stated(found["data"], "tasks")
+    if tasks and given["task"]["name"] not in tasks:
+        raise unknown("task", given["task"]["name"], tasks, where=f"data set {given['data']['name']}")
+    skip = {"model": stated(found["model"], "given", ()), "task": ("model", "spec")}
+    for section in SECTIONS:
+        valid = arguments(found[section]) if section in found else {field.name: () for field in fields(TrainConfig)}
+        if valid is None:  # its source does not tell; `_check` asks the constructor
+            continue
+        for key in given[section]:
+            if key != "name" and (key not in valid or key in skip.get(section, ())):
+                names = [f"{section}.{name}" for name in valid if name not in skip.get(section, ())]
+                raise unknown("key", f"{section}.{key}", names, where=f"recipe {recipe_id}")
+        split = given[section].get("split")
+        if section == "data" and isinstance(split, str) and valid.get("split") and split not in valid["split"]:
+            raise unknown("split", split, valid["split"], where=f"recipe {recipe_id}")
 
 
 def _shrink(raw: dict, recipe_id: str) -> None:
@@ -163,6 +202,10 @@ def _by_id(source: str) -> tuple[dict, str, str]:
     if not dataset.endswith(".py") and dataset not in entries("dataset"):
         task = next((name for name in entries("task") if dataset.endswith(f"-{name}")), None)
         dataset = dataset[: -len(task) - 1] if task else dataset
+        for known in [] if task else entries("dataset"):
+            rest = dataset.removeprefix(f"{known}-")
+            if rest != dataset and nearest(rest, entries("task")):
+                raise unknown("task", rest, entries("task"), where=f"recipe {source}")
     entry = find("dataset", dataset)
     folder = f"{model}/{dataset.replace(':', '-')}"
     wanted = {
@@ -185,7 +228,7 @@ def _by_id(source: str) -> tuple[dict, str, str]:
     if split:
         raw.setdefault("data", {})["split"] = split
     if "name" not in raw["task"]:
-        tasks = entry.declared.get("tasks") or entry.load().tasks
+        tasks = stated(entry, "tasks") or entry.load().tasks
         raw["task"] = {"name": tasks[0], **raw["task"]}
     return raw, source, note
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 
 from ..errors import ZooError, unknown
-from ..registry import find
+from ..registry import Entry, find
+from ..source import arguments
 
 
 def run_action(
@@ -16,6 +17,7 @@ def run_action(
 ) -> tuple[dict, list[str]]:
     """Facts and lines of one action on one data set."""
     entry = find("dataset", dataset)
+    _check_names(entry, overrides)
     cls, config = entry.load(), _arguments(entry.load(), overrides)
     if entry.key.partition(":")[2]:
         config.setdefault("subset", entry.key.partition(":")[2])
@@ -37,6 +39,15 @@ def run_action(
         return {"folder": str(adapter.fetch())}, [f"{adapter.key} is complete in {adapter.folder}"]
     facts = adapter.describe() if action == "describe" else adapter.check()
     return facts, [f"{name:<34}{_short(value)}" for name, value in facts.items()]
+
+
+def _check_names(entry: Entry, overrides: Iterable[str]) -> None:
+    """Refuse an argument that the source is known not to have, before it is imported."""
+    valid = arguments(entry)
+    for text in overrides if valid is not None else ():
+        key = text.removeprefix("data.").partition("=")[0]
+        if key not in valid:
+            raise unknown("argument", key, valid, where=entry.cls)
 
 
 def _arguments(cls: type, overrides: Iterable[str]) -> dict:

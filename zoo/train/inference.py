@@ -15,6 +15,7 @@ from ..data.spec import Spec
 from ..errors import ZooError
 from ..files import atomic, read_json
 from ..recipe import load
+from ..runs import require_finished
 from .evaluate import collect
 from .rows import load_rows
 from .run import Session, build, changes, make_dataset, quiet_lightning, session
@@ -25,9 +26,7 @@ def open_run(run: Path, prepared: bool = True) -> Session:
 
     Without `prepared` they are what the run's own `prep/` says: no training data is read, or need be there still.
     """
-    for name in ("recipe.yaml", "model.safetensors", "record.json"):
-        if not (run / name).is_file():
-            raise ZooError(f"{run}: no {name}; give the folder of a finished run")
+    require_finished(run)
     recipe, sample = load(str(run / "recipe.yaml")), read_json(run / "data.json")["sample"]
     if prepared:
         s = session(recipe, sample)

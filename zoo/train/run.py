@@ -27,6 +27,7 @@ from ..errors import ZooError
 from ..files import hash_json, locked, read_json, runs_root, write_json
 from ..recipe import Recipe, load
 from ..registry import find
+from ..runs import require_begun
 from ..seeding import derive
 from .config import TrainConfig
 from .console import Console
@@ -346,8 +347,7 @@ def _newest(place: Path) -> Path:
 
 def _resumed(run: Path, source: str, overrides: list[str]) -> Recipe:
     """The run's own recipe with machine settings of `overrides`; what would change the result is refused."""
-    if not (run / "recipe.yaml").is_file():
-        raise ZooError(f"{run}: no recipe.yaml, so no run to resume; check the path")
+    require_begun(run)
     saved = load(str(run / "recipe.yaml"))
     recipe = load(str(run / "recipe.yaml"), overrides)
     if not source.endswith((".yaml", ".yml")) and saved.id != source:
