@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from ..zoo import metrics
 from ..zoo.data.cache import cached
-from ..zoo.errors import ZooError
+from ..zoo.errors import ZooError, unknown
 from ..zoo.files import hash_file, read_json, runs_root, write_json
 from ..zoo.registry import ROOT
 from ..zoo.seeding import generator
@@ -103,8 +103,38 @@ def find_records(runs: bool = False) -> list[Found]:
     return [Found(read_record(path), path) for path in paths]
 
 
-def boards(found: Iterable[Found]) -> list[Board]:
-    """Group records into boards."""
+@dataclass(frozen=True)
+class Plan:
+    """A board before anything is computed: its name, and its rows, which are seeds, which are folds."""
+
+    name: str
+    view: str
+    rows: list[list[tuple[Found, ...]]]
+
+    @property
+    def found(self) -> list[Found]:
+        """All its records."""
+        return [one for row in self.rows for pooled in row for one in pooled]
+
+
+def boards(found: Iterable[Found], wanted: str | None = None) -> list[Board]:
+    """Group records into boards; with `wanted`, those of that name, or else those whose names hold it."""
+    made = [_board(plan.rows, plan.view) for plan in select(plans(found), wanted)]
+    return sorted(made, key=lambda board: (board.sample, board.name))
+
+
+def select(planned: list[Plan], wanted: str | None) -> list[Plan]:
+    """The plans of the name `wanted`, or else those whose names hold it; an unknown name fails with the nearest."""
+    if not wanted:
+        return planned
+    chosen = [plan for plan in planned if plan.name == wanted] or [plan for plan in planned if wanted in plan.name]
+    if not chosen:
+        raise unknown("benchmark", wanted, {plan.name for plan in planned})
+    return chosen
+
+
+def plans(found: Iterable[Found]) -> list[Plan]:
+    """Group records into boards to be."""
     newest: dict[tuple, Found] = {}
     for one in found:
         record = one.record
@@ -124,13 +154,17 @@ def boards(found: Iterable[Found]) -> list[Board]:
     for group in groups.values():
         rows = list(group.values())
         views = {view for row in rows for pooled in row for one in pooled for view in one.record.slices}
-        made += [_board(rows, view) for view in ("", *sorted(views))]
-    return sorted(made, key=lambda board: (board.sample, board.name))
+        made += [_plan(rows, view) for view in ("", *sorted(views))]
+    return made
+
+
+def _plan(rows: list[list[tuple[Found, ...]]], view: str) -> Plan:
+    """Of the rows that have the view."""
+    rows = [row for row in rows if not view or all(view in one.record.slices for pooled in row for one in pooled)]
+    return Plan(_name([one.record for one in rows[0][0]], view), view, rows)
 
 
 def _board(rows: list[list[tuple[Found, ...]]], view: str) -> Board:
-    """Of rows, which are seeds, which are folds; those that have the view."""
-    rows = [row for row in rows if not view or all(view in one.record.slices for pooled in row for one in pooled)]
     first, folds = rows[0][0][0].record, [one.record for one in rows[0][0]]
     made = [_row(tuple(row), view) for row in rows]
     lower = first.metrics[first.primary].better == "lower"

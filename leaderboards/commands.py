@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..zoo.errors import ZooError, unknown
-from .board import Board, add, boards, find_records, markdown, table, verify
+from ..zoo.errors import ZooError
+from .board import Board, add, boards, find_records, markdown, plans, select, table, verify
 
 
 def run_action(
@@ -16,9 +16,12 @@ def run_action(
     check: bool = False,
     as_markdown: bool = False,
 ) -> tuple[dict, list[str]]:
-    """Facts and lines of the boards whose name holds `benchmark`."""
+    """Facts and lines of the board `benchmark`, or else of those whose names hold it; no other is computed."""
     lines = [f"added {add(run)}" for run in add_runs or []]
     found = find_records(runs)
+    if benchmark:
+        chosen = {id(one): one for plan in select(plans(found), benchmark) for one in plan.found}
+        found = list(chosen.values())  # of several views of one record it stands once
     if check:
         for one in found:
             verify(one)
@@ -28,9 +31,7 @@ def run_action(
                 f"none of {len(found)} records has its rows beside it; verify in a checkout of the repository"
             )
         lines.append(f"{rows} of {len(found)} records have their rows: every metric of these recomputed and equal")
-    made = [board for board in boards(found) if not benchmark or benchmark in board.name]
-    if benchmark and not made:
-        raise unknown("benchmark", benchmark, {one.record.benchmark.name for one in found})
+    made = boards(found, benchmark)
     if not made:
         lines.append("no records yet; `zoo train ...` makes one, `--runs` shows it, `--add RUN` keeps it")
     for board in made:

@@ -1,11 +1,13 @@
 """Records and boards: every committed record recomputes, boards never mix what is not comparable, ties are shown."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from statezoo.leaderboards import board
+from statezoo.leaderboards.commands import run_action
 from statezoo.leaderboards.schema import LARGEST_PREDICTIONS, Record
 from statezoo.zoo import metrics
 from statezoo.zoo.errors import ZooError
@@ -50,6 +52,37 @@ def test_five_seeds_and_both_splits():
             assert {row.model for row in one.rows} >= {"sasrec", "gru4rec", "popularity", "item-knn"}
             assert all(row.seeds == (0, 1, 2, 3, 4) for row in one.rows)
             assert all(row.interval[one.primary] for row in one.rows)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        ("ml-100k-next_item@leave-two-out", ["ml-100k-next_item@leave-two-out"]),  # its -float32 holds it, too
+        ("anatomy-bones-classification@fold1-5", ["anatomy-bones-classification@fold1-5"]),  # as does its /turned
+        ("bones-completion", ["anatomy-bones-completion@fold1-5"]),
+        ("fold1/turned", ["anatomy-bones-classification@fold1/turned"]),
+    ],
+)
+def test_a_name_computes_its_boards_alone(wanted, names, monkeypatch):
+    computed, make = [], board._row
+    monkeypatch.setattr(board, "_row", lambda seeds, view: computed.append(seeds) or make(seeds, view))
+    boards = run_action(wanted, runs=False)[0]["boards"]
+    assert [one["name"] for one in boards] == names
+    assert len(computed) == sum(len(one["rows"]) for one in boards)
+
+
+def test_an_unknown_name_computes_nothing(monkeypatch):
+    monkeypatch.setattr(board, "_row", None)
+    for check in (False, True):
+        with pytest.raises(ZooError, match="unknown benchmark 'ml-100k-nextitem@global-time'; did you mean 'ml-100k-n"):
+            run_action("ml-100k-nextitem@global-time", runs=False, check=check)
+
+
+def test_a_name_verifies_its_records_alone():
+    shown = run_action("anatomy-bones-classification@fold1-5", runs=False, check=True)[1]
+    count = sum(one.record.benchmark.name.startswith("anatomy-bones-classification@fold") for one in COMMITTED)
+    of = next(int(found[1]) for line in shown if (found := re.match(r"\d+ of (\d+) records have their rows", line)))
+    assert 0 < of < count < len(COMMITTED), "not those of the board of one fold"
 
 
 @pytest.fixture(scope="module")

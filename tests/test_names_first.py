@@ -67,6 +67,8 @@ MISSPELT = {
     "predict no-such-run": "no-such-run: no recipe.yaml; give the folder of a finished run",
     "predict no-such-run --log nofile": "nofile: no such file or folder; check the path",
     "eval x": "x: no recipe.yaml; give the folder of a finished run",
+    "leaderboard nosuch": "unknown benchmark 'nosuch'; valid: anatomy-bones-classification@fold1",
+    "leaderboard ml-100k-next_item@leave-two-outt": "unknown benchmark 'ml-100k-next_item@leave-two-outt'; did you me",
     "data describe medpoint": "unknown dataset 'medpoint'; did you mean 'medpoints'?",
     "data check medpoints pionts=3": "unknown argument 'pionts' in MedPointS; did you mean 'points'?",
 }

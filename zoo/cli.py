@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--folder", type=Path, default=Path("."))
 
     verb = _verb(verbs, "leaderboard", _leaderboard, "the boards of all records found")
-    verb.add_argument("benchmark", nargs="?", help="part of a board's name")
+    verb.add_argument("benchmark", nargs="?", help="a board's name, or a part of several: only these are computed")
     verb.add_argument("--runs", action="store_true", help="with the runs of this folder")
     verb.add_argument("--add", nargs="+", type=Path, metavar="RUN", help="copy finished runs to the committed records")
     verb.add_argument("--verify", action="store_true", help="recompute every metric from its rows")
