@@ -20,11 +20,22 @@ def create_model(name: str, **config):
     return entry.load()(**{**entry.config, **config})
 
 
-def create_dataset(name: str, **config):
-    """Build a dataset adapter: `create_dataset("ml-100k", split="global-time")`."""
+def create_dataset(name: str, *, data=None, **config):
+    """Build a dataset adapter: `create_dataset("ml-100k", split="global-time")`.
+
+    `data`: a pandas DataFrame in place of a file, for adapters that name their columns:
+    `create_dataset("log", data=frame, user="customer", item="sku", time="sold_at")`. The three columns are copied to
+    the cache and read as a Parquet file; errors tell rows by their position.
+    """
     entry = find("dataset", name)
     subset = entry.key.partition(":")[2]
-    return entry.load()(**({"subset": subset} if subset else {}), **config)
+    cls, config = entry.load(), ({"subset": subset} if subset else {}) | config
+    if data is None:
+        return cls(**config)
+    if not hasattr(cls, "from_frame"):
+        plain = f", or create_dataset('{cls.plain}', data=...)" if cls.plain else ""
+        raise ZooError(f"{entry.key} reads no DataFrame; leave data= out and give its folder by root={plain}")
+    return cls.from_frame(data, **config)
 
 
 def load(folder: Path | str):

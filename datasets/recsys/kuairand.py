@@ -23,10 +23,11 @@ class KuaiRand(LogDataset):
     citation = "Gao et al., KuaiRand, CIKM 2022, arXiv:2208.08696"
     homepage = "https://kuairand.com"
     files = {"log_standard_4_08_to_4_21_pure.csv": ""}
+    time_unit = "ms"
 
     def read_file(self, file: Path) -> RawLog:
         """Columns by name, milliseconds."""
-        return read_log(file, {"user": "user_id", "item": "video_id", "time": "time_ms"}, time_unit="ms")
+        return read_log(file, {"user": "user_id", "item": "video_id", "time": "time_ms"}, time_unit=self.time_unit)
 
     def write_file(self, file: Path, events: Events) -> None:
         """User, video, a click, and milliseconds."""

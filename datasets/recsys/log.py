@@ -1,6 +1,7 @@
 """Any interaction log: CSV, TSV, JSON lines or Parquet; the recipe says which columns hold user, item and time.
 
     zoo train sasrec/log data.root=FOLDER data.file=sales.csv data.user=customer data.item=sku data.time=sold_at
+    statezoo.create_dataset("log", data=frame, user="customer", item="sku", time="sold_at")
 
 Times are whole numbers in `time_unit`, or ISO 8601 strings; `docs/logs.md` says what each setting means.
 """
@@ -13,10 +14,14 @@ from typing import Literal
 
 import numpy as np
 
+from ...zoo.data.base import Part
+from ...zoo.data.log_frame import Frame, store, told
 from ...zoo.data.log_reader import RawLog, read_log
 from ...zoo.data.log_sample import Events
 from ...zoo.data.log_sources import SEPARATORS, parts
 from ...zoo.data.logs import LogDataset
+from ...zoo.data.spec import Spec
+from ...zoo.errors import BadArgument
 
 
 class Log(LogDataset):
@@ -24,6 +29,7 @@ class Log(LogDataset):
 
     tasks = ("next_item",)
     license = "that of the data"
+    reading = ("user", "item", "time", "columns", "separator", "time_unit", "time_zone", "future")
 
     def __init__(
         self,
@@ -49,6 +55,32 @@ class Log(LogDataset):
         self.separator = SEPARATORS.get(separator, separator)
         self.names = () if columns is None else tuple(name.strip() for name in columns.split(","))
         self.time_unit, self.time_zone, self.future = time_unit, time_zone, future
+        self.frame: Frame | None = None
+
+    @classmethod
+    def from_frame(cls, frame, **config) -> Log:
+        """The events of a pandas DataFrame, by the columns that `user`, `item` and `time` name."""
+        for name in ("root", "file"):
+            if config.get(name) is not None:
+                raise BadArgument(f"{name}={config[name]} and a DataFrame are two sources of one log; give one")
+        stored = store(frame, cls(**config).columns)
+        adapter = cls(**config | {"root": stored.file.parent, "file": stored.file.name})
+        adapter.frame = stored
+        return adapter
+
+    def manifest(self) -> dict[str, str]:
+        """Of a frame the hash of its content."""
+        return {"DataFrame": self.frame.sha256} if self.frame else super().manifest()
+
+    def build(self) -> tuple[Spec, dict[str, Part]]:
+        """As for every log."""
+        with told(self.frame):
+            return super().build()
+
+    def inference(self, source: Path, prep: Path) -> Part:
+        """As for every log."""
+        with told(self.frame):
+            return super().inference(source, prep)
 
     def source_files(self) -> tuple[str, ...]:
         """The log file, or the parts in its folder."""

@@ -86,6 +86,10 @@ class Dataset:
     archives: ClassVar[dict[str, str]] = {}
     #: True where batches depend on the task; the constructor then has an argument `task`, which the recipe fills in
     by_task: ClassVar[bool] = False
+    #: arguments that say how a file is read and not what is trained: predicting on other files may change them
+    reading: ClassVar[tuple[str, ...]] = ()
+    #: the adapter that reads the domain's plain form, DataFrames too, for runs of this one; "" where there is none
+    plain: ClassVar[str] = ""
     #: arguments that shape the data of the embedded sample (shorter sequences, fewer points)
     tiny: ClassVar[dict] = {}
     #: arguments that came after results were recorded, with the value that does what was done before (see recipe.py)
@@ -141,6 +145,11 @@ class Dataset:
 
     def save_prep(self, folder: Path) -> None:
         """Save what was fitted on the data beyond the Spec (JSON or safetensors) into a run's `prep/`."""
+
+    def read_for(self, trained: Dataset) -> None:
+        """Take over what decides the samples of a run that was trained on `trained`; only the reading is this one's."""
+        if type(self) is not type(trained):
+            raise ZooError(f"{self.name} cannot read for a run of {trained.name}; leave data.name out")
 
     def inference(self, source: Path, prep: Path) -> Part:
         """Samples without labels from a file or folder, read as in training and encoded with a run's `prep/`."""

@@ -145,3 +145,12 @@ def whole_floats(times, file: Path, row: int):
         )
     # one that is not whole keeps its text, by which it is refused
     return times if pc.any(pc.not_equal(pc.floor(times), times)).as_py() else times.cast(pa.int64())
+
+
+def in_unit(times: np.ndarray, have: str, want: str) -> np.ndarray:
+    """int64 times of the unit `have` in whole numbers of `want`: what is finer than it is cut off."""
+    scaled = times // max(UNITS[have] // UNITS[want], 1)
+    factor = max(UNITS[want] // UNITS[have], 1)
+    if len(times) and np.abs(times).max() > np.iinfo(np.int64).max // factor:
+        raise ZooError(f"times in {have} do not fit into 64 bits in {want}, which the model counts in; mend the rows")
+    return scaled * factor

@@ -20,6 +20,7 @@ from .cache import cached
 from .log_reader import RawLog
 from .log_sample import Events, generate
 from .log_split import SplitLog, assert_no_leak, find_duplicates, global_time, leave_two_out
+from .log_times import in_unit
 from .spec import Inputs, Outputs, Spec, Tensor
 
 CODE_VERSION = 3  # raise when reading, filtering or splitting changes: cached arrays are then made anew
@@ -121,6 +122,11 @@ class LogDataset(Dataset):
     group = "user/time"
     tiny = {"max_len": 20}
     added_later = {"timestamps": "exact"}
+    plain = "log"
+    #: what times are counted in
+    time_unit = "s"
+    #: what the model's times are counted in, where other files are read for a run
+    model_unit: str | None = None
 
     def __init__(
         self,
@@ -270,6 +276,13 @@ class LogDataset(Dataset):
         self.write_file(folder / file, Events(*(column[keep] for column in generate(0))))
         return folder / file
 
+    def read_for(self, trained: Dataset) -> None:
+        """Any log serves: the window, the unit of times and what becomes of events are those of training."""
+        if not isinstance(trained, LogDataset):
+            super().read_for(trained)
+        self.max_len, self.model_unit = trained.max_len, trained.time_unit
+        self.duplicates, self.timestamps = trained.duplicates, trained.timestamps
+
     def inference(self, source: Path, prep: Path) -> Part:
         """Histories of all users of a log file, read as in training; unknown items are left out and counted.
 
@@ -287,7 +300,7 @@ class LogDataset(Dataset):
         start = np.append(start, len(order)).astype(np.int64)
         arrays = {
             "item": code[order],
-            "time": raw.time[order],
+            "time": in_unit(raw.time[order], self.time_unit, self.model_unit or self.time_unit),
             "start": start,
             "predict_user": np.arange(len(user)),
             "predict_end": start[1:],
