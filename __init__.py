@@ -10,6 +10,7 @@ _LAZY = {
     "create_model": "zoo.api",
     "create_dataset": "zoo.api",
     "load": "zoo.api",
+    "open_run": "zoo.api",
 }
 __all__ = [*_LAZY, "__version__"]
 

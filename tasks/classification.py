@@ -75,7 +75,7 @@ class Classification(Task):
             shown = {name: order[0].numpy() for name, order in orders.items()}
             plots.scan_orders(folder / "orders.png", points[0].numpy(), shown)
 
-    def predictions(self, outputs: Tensor, batch: dict[str, Tensor], top: int = 10) -> dict[str, np.ndarray]:
+    def predictions(self, outputs: Tensor, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """The most probable class and its probability per sample."""
         prob = outputs.double().softmax(1).cpu().numpy()
         return {"class": np.array(self.spec.outputs.classes)[prob.argmax(1)], "probability": prob.max(1)}

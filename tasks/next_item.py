@@ -28,6 +28,7 @@ class NextItem(Task):
 
     rows = "next_item"
     operational = ("loss_chunk",)
+    predict_options = {"top": {"default": 10, "least": 1, "help": "items per user"}}
     sample_train = {"epochs": 12, "batch_size": 64, "lr": 0.003, "patience": None, "max_steps": None}
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The four functions of `import statezoo`: list, create and load by name."""
+"""The functions of `import statezoo`: list, create and load by name."""
 
 from __future__ import annotations
 
@@ -48,3 +48,13 @@ def load(folder: Path | str):
     model = find("model", saved["name"]).load()(**saved["config"])
     model.load_file(folder / "model.safetensors")
     return model
+
+
+def open_run(folder: Path | str):
+    """A finished run with `model`, `spec`, `recipe`, `record` and `predict`; nothing but its folder is needed.
+
+    `open_run("runs/...").predict("new.csv", top=20)` gives the table that `zoo predict` writes.
+    """
+    from .train.inference import Run
+
+    return Run(folder)

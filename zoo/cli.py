@@ -11,7 +11,8 @@ import traceback
 from pathlib import Path
 
 from .errors import ZooError, unknown
-from .runs import require_begun, require_finished
+from .runs import reader_of, reading_of, require_begun, require_finished, task_options
+from .source import stated
 
 EPILOG = (
     "Any option of a recipe can be given as key.sub=value, for example: zoo train sasrec/ml-100k train.lr=3e-4 seed=1"
@@ -55,7 +56,8 @@ def _run(arguments: list[str]) -> int:
     # key=value may stand anywhere, which argparse does not allow behind an option
     overrides = [word for word in arguments if re.match(r"[A-Za-z_][\w.]*=", word)]
     try:
-        options = _parser().parse_args([word for word in arguments if word != "--debug" and word not in overrides])
+        words = [word for word in arguments if word != "--debug" and word not in overrides]
+        options = _parser(arguments).parse_args(words)
     except SystemExit as asked:  # --help; what is wrong raises ZooError
         return asked.code or 0
     if overrides and not hasattr(options, "overrides"):
@@ -84,7 +86,7 @@ class _Parser(argparse.ArgumentParser):
         raise ZooError(f"{self.prog}: {message}; see `{self.prog} --help`")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="zoo", description="Train, add data to and compare the models of statezoo.", epilog=EPILOG)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
 
@@ -110,9 +112,18 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "predict", _predict, "predict on a file or folder without labels")
     verb.add_argument("run", type=Path)
     verb.add_argument("source", type=Path, nargs="?", help="file or folder in the data set's own format")
+    verb.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="data.key=value",
+        help="how the file is read where not as in training, such as data.user=customer data.separator=tab; "
+        "data.name=log reads any log with columns user, item and time",
+    )
     verb.add_argument("--log", type=Path, metavar="FILE", help="the same, for interaction logs")
     verb.add_argument("--out", type=Path, help="default: predictions.<the domain's format> in the run")
-    verb.add_argument("--top", type=int, default=10, help="recommendation: items per user")
+    if "predict" in arguments:
+        _add_task_options(verb, arguments)
     verb.add_argument("--features", action="store_true", help="embeddings in place of predictions")
 
     verb = _verb(verbs, "data", _data, "look at, fetch or check a data set, or write its sample")
@@ -154,6 +165,44 @@ def _verb(verbs, name: str, handler, summary: str) -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true", help="for machines")
     verb.add_argument("--debug", action="store_true", help="tracebacks")
     return verb
+
+
+OF_TASK = "task."  #: what the names of tasks' options begin with, among those of a verb
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add_task_options(verb: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """The options that tasks declare for prediction, and the task of the run, if it lies elsewhere."""
+    from .recipe import named
+    from .registry import entries
+
+    runs = [Path(word) / "recipe.yaml" for word in arguments]
+    tasks = [*entries("task").values(), *(named(str(run))["task"] for run in runs if run.is_file())]
+    for task in dict.fromkeys(tasks):
+        for name, option in stated(task, "predict_options", {}).items():
+            if _flag(name) in verb._option_string_actions:
+                continue  # of another task as well
+            default = "as in training" if option["default"] is None else option["default"]
+            how = {"dest": OF_TASK + name, "default": None}
+            text = f"{task.key}: {option['help']}"
+            if tuple(option.get("choices", ())) == (True, False):
+                off = name.replace("hide_", "show_", 1) if name.startswith("hide_") else f"no_{name}"
+                pair = verb.add_mutually_exclusive_group()
+                pair.add_argument(_flag(name), action="store_true", help=f"{text} (default: {default})", **how)
+                pair.add_argument(_flag(off), action="store_false", help=f"the opposite of {_flag(name)}", **how)
+            else:
+                kind, metavar = type(option["default"]), None if "choices" in option else name.upper()
+                verb.add_argument(
+                    _flag(name),
+                    type=kind,
+                    choices=option.get("choices"),
+                    metavar=metavar,
+                    help=f"{text} (default: {default})",
+                    **how,
+                )
 
 
 VERBS = ("list", "train", "eval", "predict", "data", "bench", "new", "leaderboard", "doctor")
@@ -225,9 +274,18 @@ def _predict(options) -> None:
     require_finished(options.run)
     if (options.source is None) == (options.log is None):
         raise ZooError("zoo predict: give one file or folder to predict on; see `zoo predict --help`")
+    from .recipe import named
+
+    found, data = named(str(options.run / "recipe.yaml")), reading_of(options.overrides)
+    reader_of(found["data"], data)
+    given = {name[len(OF_TASK) :]: value for name, value in vars(options).items() if name.startswith(OF_TASK)}
+    given = {name: value for name, value in given.items() if value is not None}
+    task_options(found["task"].key, stated(found["task"], "predict_options", {}), given, _flag)
     from .train.inference import predict
 
-    facts, lines = predict(options.run, source, out=options.out, top=options.top, features=options.features)
+    facts, lines = predict(
+        options.run, source, out=options.out, features=options.features, data=data, options=given, told=_flag
+    )
     _show(options, facts, lines)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +19,7 @@ import yaml
 
 from .errors import ZooError, nearest, unknown
 from .files import hash_file, hash_json, write_text
-from .registry import ROOT, entries, find
+from .registry import ROOT, Entry, entries, find
 from .source import arguments, stated
 
 SECTIONS = ("model", "data", "task", "train")
@@ -112,7 +112,7 @@ def recipe_files() -> dict[str, Path]:
 def load(source: str, overrides: Iterable[str] = (), *, sample: bool = False) -> Recipe:
     """The recipe of an id or a YAML file, with `key.sub=value` overrides, checked and completed with defaults."""
     raw, recipe_id, note = _source(source)
-    changes = [_override(text) for text in overrides]
+    changes = [parse_override(text) for text in overrides]
     _check_names(_changed(copy.deepcopy(raw), changes, source), recipe_id)
     if sample:
         _shrink(raw, recipe_id)
@@ -122,7 +122,24 @@ def load(source: str, overrides: Iterable[str] = (), *, sample: bool = False) ->
 def check_names(source: str, overrides: Iterable[str] = ()) -> None:
     """Refuse what `load` would refuse by its name, before a model, data set or task is imported."""
     raw, recipe_id, _ = _source(source)
-    _check_names(_changed(raw, [_override(text) for text in overrides], source), recipe_id)
+    _check_names(_changed(raw, [parse_override(text) for text in overrides], source), recipe_id)
+
+
+def named(source: str) -> dict[str, Entry]:
+    """The entries of `model`, `data` and `task` that an id or a YAML file names; nothing is imported."""
+    raw, recipe_id, _ = _source(source)
+    return _named({section: _section(raw, section, recipe_id) for section in SECTIONS})
+
+
+def read_by(recipe: Recipe, reader: str, changes: Mapping) -> Recipe:
+    """A recipe whose files are read by another adapter, or with other arguments of its own; types are checked."""
+    kept = recipe.arguments("data") if reader == recipe.data["name"] else {}
+    values = _typed("data", find("dataset", reader).load(), {**kept, **changes}, set(), recipe.id)
+    return replace(recipe, data={"name": reader, **values})
+
+
+def _named(given: dict) -> dict[str, Entry]:
+    return {s: find("dataset" if s == "data" else s, given[s]["name"]) for s in ("model", "data", "task")}
 
 
 def _source(source: str) -> tuple[dict, str, str]:
@@ -149,7 +166,7 @@ def _check_names(raw: dict, recipe_id: str) -> None:
     from .train.config import TrainConfig
 
     given = {section: _section(raw, section, recipe_id) for section in SECTIONS}
-    found = {s: find("dataset" if s == "data" else s, given[s]["name"]) for s in ("model", "data", "task")}
+    found = _named(given)
     tasks = stated(found["data"], "tasks")
     if tasks and given["task"]["name"] not in tasks:
         raise unknown("task", given["task"]["name"], tasks, where=f"data set {given['data']['name']}")
@@ -246,7 +263,8 @@ def _read(file: Path) -> dict:
     return raw
 
 
-def _override(text: str) -> tuple[list[str], object]:
+def parse_override(text: str) -> tuple[list[str], object]:
+    """The path and the value of `key.sub=value`."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ZooError(f"'{text}' is no override; write key.sub=value, for example train.lr=1e-3")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 
-from .errors import ZooError
+from .errors import ZooError, unknown
+from .registry import Entry, find
+from .source import arguments, stated
 
 
 def require_finished(run: Path) -> None:
@@ -18,3 +22,62 @@ def require_begun(run: Path) -> None:
     """Refuse a folder that holds no run to go on with."""
     if not (run / "recipe.yaml").is_file():
         raise ZooError(f"{run}: no recipe.yaml, so no run to resume; check the path")
+
+
+def reading_of(words: Iterable[str]) -> dict:
+    """The changes that `data.key=value` words make to how files are read for a run."""
+    from .recipe import parse_override
+
+    changes = {}
+    for word in words:
+        path, value = parse_override(word)
+        if len(path) != 2 or path[0] != "data":
+            raise ZooError(f"'{word}': of a run only how a file is read can be changed, by data.key=value; drop it")
+        changes[path[1]] = value
+    return changes
+
+
+def reader_of(trained: Entry, changes: Mapping) -> Entry:
+    """The adapter that reads for a run of `trained`, refusing changes that say more than how a file is read.
+
+    `name` among the changes is another adapter; its arguments begin with their defaults.
+    """
+    reader = find("dataset", str(changes["name"])) if "name" in changes else trained
+    allowed, known = stated(reader, "reading", ()), arguments(reader)
+    options = ", ".join(f"data.{name}" for name in allowed) or "none"
+    plain = stated(trained, "plain", "")
+    hint = f"; data.name={plain} reads the plain form" if plain and reader.key != plain else ""
+    for key in changes:
+        if key == "name" or key in allowed:
+            continue
+        if known is not None and key not in known:
+            raise unknown("key", f"data.{key}", [f"data.{name}" for name in (*allowed, "name")], where=reader.key)
+        raise ZooError(
+            f"data.{key} says more than how a file is read, which is as in training; {reader.key} lets predict change "
+            f"{options}{hint}"
+        )
+    return reader
+
+
+def task_options(task: str, declared: Mapping, given: Mapping, told: Callable[[str], str] = str) -> dict:
+    """All options of prediction that a task declares (`Task.predict_options`), as given or by default.
+
+    `told` words an option's name for messages.
+    """
+    for name, value in given.items():
+        if name not in declared:
+            has = ", ".join(told(option) for option in declared) or "none"
+            raise ZooError(f"{told(name)} is no option of {task}, which has {has}; leave it out")
+        option = declared[name]
+        choices, least = option.get("choices"), option.get("least")
+        if value is None and option["default"] is None:
+            continue
+        # 1 is equal to True, and no answer to yes or no
+        if choices and not any(type(value) is type(choice) and value == choice for choice in choices):
+            raise ZooError(f"{told(name)} {value!r}: give {' or '.join(map(str, choices))}")
+        if isinstance(option["default"], int) and not choices:
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise ZooError(f"{told(name)} {value!r}: give a whole number")
+            if least is not None and value < least:
+                raise ZooError(f"{told(name)} {value}: give at least {least}")
+    return {name: given.get(name, option["default"]) for name, option in declared.items()}

@@ -106,7 +106,7 @@ MISSING = pd.array([None if row == 7 else user for row, user in enumerate(EVENTS
         (frame().set_index("customer"), "DataFrame: unknown column 'customer'; "),
         (frame().iloc[:0], "DataFrame: holds no rows; give a log with at least one event per row"),
         (pd.concat([frame(), frame().iloc[[4]]]), f"DataFrame: row {len(EVENTS.item)}: repeats an earlier event"),
-        ({"customer": [1]}, "data is a dict; give a pandas DataFrame, or the folder of a file by root="),
+        ({"customer": [1]}, "data is a dict; give a pandas DataFrame, or a file"),
         ("log.csv", "data is a str; give a pandas DataFrame"),
     ],
 )  # fmt: skip

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import statezoo
 import torch
 from scipy.spatial import cKDTree
 from statezoo.zoo.cli import main
 from statezoo.zoo.data.cloud_reader import read_cloud
 from statezoo.zoo.data.ply import write_cloud, write_ply
+from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import read_json
 from statezoo.zoo.train.inference import open_run
 
@@ -50,6 +52,10 @@ def test_segmentation_labels_every_point(model, tmp_path, capsys):
     assert main(["predict", str(run), str(new)]) == 0
     assert {file.name for file in (run / "predictions-2").rglob("*")} == {"a.ply", "few.ply", "classes.json"}
     assert (run / "predictions/deep/b.ply").is_file(), "nothing is taken away"
+    made = statezoo.open_run(run).predict(new)
+    assert made == [run / "predictions-3/a.ply", run / "predictions-3/few.ply"]
+    with pytest.raises(ZooError, match="top is no option of segmentation, which has none; leave it out"):
+        statezoo.open_run(run).predict(new, top=3)
     assert main(["predict", str(run), str(new), "--out", str(new)]) == 2
     assert f"--out {new}: holds files already; give a new folder" in capsys.readouterr().err
 

@@ -32,7 +32,7 @@ def store(frame, columns: Mapping[str, str]) -> Frame:
     import pyarrow.parquet as pq
 
     if not isinstance(frame, pd.DataFrame):
-        raise ZooError(f"data is a {type(frame).__name__}; give a pandas DataFrame, or the folder of a file by root=")
+        raise ZooError(f"data is a {type(frame).__name__}; give a pandas DataFrame, or a file")
     names = [str(name) for name in frame.columns]
     for role, column in columns.items():
         if column not in names:

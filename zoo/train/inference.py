@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import warnings
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from .. import metrics
-from ..data.base import Part
+from ..backbones.base import Fitted, Model
+from ..data.base import Dataset, Part
 from ..data.spec import Spec
 from ..errors import ZooError
 from ..files import atomic, read_json
-from ..recipe import load
-from ..runs import require_finished
+from ..recipe import Recipe, load, read_by
+from ..registry import find
+from ..runs import reader_of, require_finished, task_options
 from .evaluate import collect
 from .rows import load_rows
 from .run import Session, build, changes, make_dataset, quiet_lightning, session
@@ -27,13 +32,13 @@ def open_run(run: Path, prepared: bool = True) -> Session:
     Without `prepared` they are what the run's own `prep/` says: no training data is read, or need be there still.
     """
     require_finished(run)
-    recipe, sample = load(str(run / "recipe.yaml")), read_json(run / "data.json")["sample"]
+    recipe = load(str(run / "recipe.yaml"))
     if prepared:
-        s = session(recipe, sample)
+        s = session(recipe, read_json(run / "data.json")["sample"])
     else:
         if "class_weights" in recipe.task:  # of a loss, which is not taken here; they would be counted in training data
             recipe = replace(recipe, task=recipe.task | {"class_weights": "none"})
-        s = build(recipe, make_dataset(recipe, sample), Spec.load(run / "prep"))
+        s = build(recipe, make_dataset(recipe), Spec.load(run / "prep"))
     s.task.model.load_file(run / "model.safetensors")
     return s
 
@@ -63,40 +68,140 @@ def evaluate_run(run: Path) -> tuple[dict, list[str]]:
     return facts, lines
 
 
-def predict(run: Path, source: Path, *, out: Path | None, top: int, features: bool) -> tuple[dict, list[str]]:
-    """Predict on a file or folder without labels: a table (.parquet or .csv), or a folder of clouds (.ply)."""
-    if not source.exists():
-        raise ZooError(f"{source}: no such file or folder; check the path")
-    with quiet_lightning():
-        s = open_run(run, prepared=False)
-        part = s.dataset.inference(source, run / "prep")
-        given = part.batch(np.arange(1))
-        missing = [name for name in s.task.model.inputs if name not in given]
-        if missing:
-            raise ZooError(
-                f"{source}: gives no {missing[0]}, which the model needs; see `zoo data describe {s.dataset.name}`"
-            )
-        if not features and hasattr(s.task, "write_files"):
-            if out is None:
-                # a folder of its own: files of another time would look like answers
-                names = chain(["predictions"], (f"predictions-{n}" for n in count(2)))
-                out = next(run / name for name in names if not (run / name).exists())
-            if out.is_file() or out.suffix in (".ply", ".csv", ".parquet"):
-                raise ZooError(f"--out {out}: {s.task.rows} writes one .ply for each cloud; give a folder")
-            if out.is_dir() and any(out.iterdir()):
-                raise ZooError(f"--out {out}: holds files already; give a new folder")
-            for batch in _batches(s, part):
-                s.task.write_files(s.task.outputs(batch), batch, part, out)
-        else:
-            table = _features(s, part) if features else _predictions(s, part, top)
-            out = out or run / ("features.parquet" if features else "predictions.parquet")
+class Run:
+    """A finished run, ready to predict; its folder is all that it needs."""
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        with quiet_lightning():
+            self._session = open_run(self.folder, prepared=False)
+
+    @property
+    def model(self) -> Model | Fitted:
+        """The trained model."""
+        return self._session.task.model
+
+    @property
+    def spec(self) -> Spec:
+        """What goes in and out: vocabulary, classes, sizes."""
+        return self._session.spec
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe that it was trained by."""
+        return self._session.recipe
+
+    @property
+    def record(self) -> dict:
+        """The record: scores, data, environment, cost."""
+        return read_json(self.folder / "record.json")
+
+    def predict(
+        self, source, *, features: bool = False, out: Path | str | None = None, data: dict | None = None, **options
+    ):
+        """Predictions for a file, a folder or a pandas DataFrame without labels, as `zoo predict` makes them.
+
+        Gives a DataFrame, written to `out` (.parquet or .csv) where that is given, or the paths of the written clouds
+        (`out`: a new folder; default one in the run). `features`: embeddings in place of predictions. `data`: how the
+        file is read, such as `{"user": "customer"}`; its `name` chooses another adapter. `options` are the task's, such
+        as `top` of next_item. What was left out is warned of, and counted in `.attrs["counts"]` of the DataFrame.
+        """
+        made = self._predict(source, Path(out) if out is not None else None, features, data or {}, options)
+        for line in made.left_out():
+            warnings.warn(line, stacklevel=2)
+        if made.table is None:
+            return made.files
+        made.table.attrs["counts"] = dict(made.counts)
+        return made.table
+
+    def _predict(self, source, out: Path | None, features: bool, data: dict, options: dict, told=str) -> Predicted:
+        task = self._session.task
+        if features and options:
+            raise ZooError(f"{told(next(iter(options)))} is of predictions, not of features; leave it out")
+        options = task_options(self.recipe.task["name"], task.predict_options, options, told)
+        clouds = not features and hasattr(task, "write_files")
+        if out is not None and not clouds and out.suffix not in (".parquet", ".csv"):
+            raise ZooError(f"--out {out}: write .parquet or .csv")
+        if out is None and clouds:
+            # a folder of its own: files of another time would look like answers
+            names = chain(["predictions"], (f"predictions-{n}" for n in count(2)))
+            out = next(self.folder / name for name in names if not (self.folder / name).exists())
+        if clouds and (out.is_file() or out.suffix in (".ply", ".csv", ".parquet")):
+            raise ZooError(f"--out {out}: {task.rows} writes one .ply for each cloud; give a folder")
+        if clouds and out.is_dir() and any(out.iterdir()):
+            raise ZooError(f"--out {out}: holds files already; give a new folder")
+        with quiet_lightning():
+            reader, source = self._reader(source, data)
+            part = reader.inference(source, self.folder / "prep")
+            given = part.batch(np.arange(1))
+            missing = [name for name in task.model.inputs if name not in given]
+            if missing:
+                raise ZooError(
+                    f"{source}: gives no {missing[0]}, which the model needs; see `zoo data describe {reader.name}`"
+                )
+            if clouds:
+                for batch in _batches(self._session, part):
+                    task.write_files(task.outputs(batch), batch, part, out)
+                return Predicted(len(part), reader.counts, None, sorted(out.rglob("*.ply")), out)
+            found = _features(self._session, part) if features else _predictions(self._session, part, options)
+        table = pd.DataFrame(found)
+        if out is not None:
             _write_table(out, table)
-    ignored = {name: n for name, n in s.dataset.counts.items() if n and name.startswith("events_of_unknown")}
-    lines = [
-        f"{len(part)} samples -> {out}",
-        *(f"{n} {name.replace('_', ' ')} left out" for name, n in ignored.items()),
-    ]
-    return {"out": str(out), "samples": len(part), **s.dataset.counts}, lines
+        return Predicted(len(part), reader.counts, table, [], out)
+
+    def _reader(self, source, changes: dict) -> tuple[Dataset, Path]:
+        """The adapter that reads `source`, and the file or folder; of a DataFrame its copy."""
+        recipe, trained = self.recipe, self._session.dataset
+        is_file = isinstance(source, (str, os.PathLike))
+        if is_file and not Path(source).exists():
+            raise ZooError(f"{source}: no such file or folder; check the path")
+        name = changes.get("name", recipe.data["name"])
+        if not is_file and "name" not in changes and not hasattr(type(trained), "from_frame"):
+            if not trained.plain:
+                raise ZooError(f"{trained.name} reads no {type(source).__name__}; give a file or folder")
+            name = trained.plain
+        reading = {"name": name, **changes} if name != recipe.data["name"] else changes
+        cls = reader_of(find("dataset", recipe.data["name"]), reading).load()
+        if is_file and not reading:
+            return trained, Path(source)
+        recipe = read_by(recipe, name, {key: value for key, value in changes.items() if key != "name"})
+        if is_file:
+            reader = make_dataset(recipe)
+        elif hasattr(cls, "from_frame"):
+            reader = cls.from_frame(source, **{key: recipe.data[key] for key in cls.reading})
+            source = reader.folder / reader.source_files()[0]
+        else:
+            raise ZooError(f"{name} reads no {type(source).__name__}; give a file or folder")
+        reader.read_for(trained)
+        return reader, Path(source)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What predicting gave: a table, or files in the folder `out`."""
+
+    samples: int
+    counts: dict[str, int]
+    table: pd.DataFrame | None
+    files: list[Path]
+    out: Path | None
+
+    def left_out(self) -> list[str]:
+        """Lines that tell what of the source could not be used."""
+        ignored = {name: n for name, n in self.counts.items() if n and name.startswith("events_of_unknown")}
+        return [f"{n} {name.replace('_', ' ')} left out" for name, n in ignored.items()]
+
+
+def predict(
+    run: Path, source: Path, *, out: Path | None, features: bool, data: dict, options: dict, told=str
+) -> tuple[dict, list[str]]:
+    """`zoo predict`: a table (.parquet or .csv) or a folder of clouds (.ply), in the run where `out` names no place."""
+    opened = Run(run)
+    if out is None and (features or not hasattr(opened._session.task, "write_files")):
+        out = run / ("features.parquet" if features else "predictions.parquet")
+    made = opened._predict(source, out, features, data, options, told)
+    lines = [f"{made.samples} samples -> {made.out}", *made.left_out()]
+    return {"out": str(made.out), "samples": made.samples, **made.counts}, lines
 
 
 def _batches(s: Session, part: Part):
@@ -105,10 +210,10 @@ def _batches(s: Session, part: Part):
         yield from s.datamodule().eval_dataloader(part)
 
 
-def _predictions(s: Session, part: Part, top: int) -> dict[str, np.ndarray]:
+def _predictions(s: Session, part: Part, options: dict) -> dict[str, np.ndarray]:
     if not hasattr(s.task, "predictions"):
         raise ZooError(f"the task {s.task.rows} writes no predictions for files yet; use `zoo eval`")
-    found = [s.task.predictions(s.task.outputs(batch), batch, top) for batch in _batches(s, part)]
+    found = [s.task.predictions(s.task.outputs(batch), batch, **options) for batch in _batches(s, part)]
     columns = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
     width = next(iter(columns.values())).shape[1:]
     if not width:
@@ -138,11 +243,6 @@ def _features(s: Session, part: Part) -> dict[str, np.ndarray]:
     return {"id": part.ids, **{f"f{i}": matrix[:, i] for i in range(matrix.shape[1])}}
 
 
-def _write_table(path: Path, table: dict[str, np.ndarray]) -> None:
-    import pandas as pd
-
-    frame = pd.DataFrame(table)
-    if path.suffix not in (".parquet", ".csv"):
-        raise ZooError(f"--out {path}: write .parquet or .csv")
+def _write_table(path: Path, frame: pd.DataFrame) -> None:
     with atomic(path) as temporary:
         frame.to_parquet(temporary, index=False) if path.suffix == ".parquet" else frame.to_csv(temporary, index=False)

@@ -34,6 +34,9 @@ class Task(L.LightningModule):
     operational: ClassVar[tuple[str, ...]] = ()
     #: arguments that came after results were recorded, with the value that does what was done before (see recipe.py)
     added_later: ClassVar[dict] = {}
+    #: options of `predictions`, which `zoo predict` takes as flags; literals, known without importing the task:
+    #: name -> {"default": ..., "help": ...}, with "choices" (True, False) for a pair of flags, "least" for a number
+    predict_options: ClassVar[dict[str, dict]] = {}
     #: training settings of `--sample`
     sample_train: ClassVar[dict] = {"epochs": 8, "batch_size": 64, "patience": None, "max_steps": None}
 
