@@ -26,6 +26,7 @@ class Classification(Task):
     """One of the data set's classes for each sample."""
 
     rows = "classification"
+    kinds = ("image", "points", "patches")
 
     def __init__(
         self,

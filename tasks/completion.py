@@ -27,6 +27,7 @@ class Completion(Task):
     """The whole cloud from a part of it."""
 
     rows = "completion"
+    kinds = ("points",)
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ class LanguageModel(Task):
     """The next token at every position."""
 
     rows = "language_model"
+    kinds = ("tokens",)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy over target tokens; outputs (B, L, V), target (B, L)."""

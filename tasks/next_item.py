@@ -27,6 +27,7 @@ class NextItem(Task):
     """Rank all items for each user's next event."""
 
     rows = "next_item"
+    kinds = ("log",)
     operational = ("loss_chunk",)
     predict_options = {"top": {"default": 10, "least": 1, "help": "items per user"}}
     sample_train = {"epochs": 12, "batch_size": 64, "lr": 0.003, "patience": None, "max_steps": None}

@@ -23,6 +23,7 @@ class Property(Task):
     """Numbers or yes/no answers for each sample."""
 
     rows = "property"
+    kinds = ("image", "points", "patches")
 
     def __init__(self, model: Model | Fitted, spec: Spec, *, kind: Literal["regression", "binary"] = "regression"):
         super().__init__(model, spec)

@@ -28,6 +28,7 @@ class Segmentation(Task):
     """A class for every unit of a sample."""
 
     rows = "segmentation"
+    kinds = ("points", "patches")
 
     def __init__(self, model: Model | Fitted, spec: Spec, *, cross_entropy: float = 1.0, dice: float = 0.0):
         """Weights of the two losses."""

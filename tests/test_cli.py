@@ -43,8 +43,18 @@ def answers(capsys, *words):
     ["import statezoo; dir(statezoo)", "import statezoo; statezoo.list_models()"]
     + [
         f"from statezoo.zoo.cli import main; assert main({words!r}) == 0"
-        for words in (["--help"], ["train", "--help"], ["list"], ["list", "recipes", "--json"], ["new", "model", "x"])
-    ],
+        for words in (
+            ["--help"],
+            ["train", "--help"],
+            ["list"],
+            ["list", "recipes", "--json"],
+            ["--version"],
+            [],
+            ["list", "models", "mamba*", "--task", "next_item", "--kind", "log"],
+            ["predict", "--help"],
+            ["new", "model", "x"],
+        )
+    ],  # fmt: skip
 )
 def test_nothing_heavy_is_imported(code, tmp_path):
     done = python(f"import sys\n{code}\nprint(sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)", cwd=tmp_path)
@@ -288,6 +298,11 @@ BROKEN_RULES = {
         'tasks = ("classification",)',
         'tasks = ("clasification",)',
         "unknown task 'clasification'; did you mean 'classification'?",
+    ),
+    "another kind": (
+        'kind = "image"',
+        'kind = "log"',
+        "batches match the spec: MySet states the kind log, its Spec image",
     ),
     "download without hash": (
         "    # urls = ",

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from .errors import ZooError
 from .files import read_json
-from .registry import entries, find
+from .listing import select
+from .registry import find
 
 
-def list_models() -> list[str]:
-    """All registered model names, sorted."""
-    return list(entries("model"))
+def list_models(filter: str | None = None, *, task: str | None = None, kind: str | None = None) -> list[str]:
+    """Registered model names, sorted: all, or those of a glob ("mamba*"), for a task, or of a kind of input."""
+    return list(select("models", filter, task=task, kind=kind))
 
 
 def create_model(name: str, **config):

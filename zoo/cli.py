@@ -10,6 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from .. import __version__
 from .errors import ZooError, unknown
 from .runs import reader_of, reading_of, require_begun, require_finished, task_options
 from .source import stated
@@ -57,7 +58,11 @@ def _run(arguments: list[str]) -> int:
     overrides = [word for word in arguments if re.match(r"[A-Za-z_][\w.]*=", word)]
     try:
         words = [word for word in arguments if word != "--debug" and word not in overrides]
-        options = _parser(arguments).parse_args(words)
+        parser = _parser(arguments)
+        if not words and not overrides:  # as pip does
+            parser.print_help()
+            return 0
+        options = parser.parse_args(words)
     except SystemExit as asked:  # --help; what is wrong raises ZooError
         return asked.code or 0
     if overrides and not hasattr(options, "overrides"):
@@ -88,10 +93,14 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="zoo", description="Train, add data to and compare the models of statezoo.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"statezoo {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
 
     verb = _verb(verbs, "list", _list, "what there is: models, datasets, tasks, recipes")
-    verb.add_argument("kind", nargs="?", default="all", help="models, datasets, tasks or recipes")
+    verb.add_argument("what", nargs="?", default="all", help="models, datasets, tasks, recipes or all")
+    verb.add_argument("filter", nargs="?", help="a glob such as 'mamba*', a name, or a part of names")
+    verb.add_argument("--task", help="only what serves this task")
+    verb.add_argument("--kind", help="only what takes, or gives, this kind of input: image, log, points or tokens")
 
     verb = _verb(verbs, "train", _train, "train a recipe")
     verb.add_argument("recipe", help="<model>/<dataset>[-<task>][@<split>], or a YAML file")
@@ -218,23 +227,34 @@ def _show(options, facts, lines) -> None:
 
 
 def _list(options) -> None:
-    from .recipe import recipe_files
-    from .registry import entries
+    from .listing import LISTS, is_glob, select
 
-    kinds = ("models", "datasets", "tasks", "recipes")
-    if options.kind not in (*kinds, "all"):
-        raise unknown("list", options.kind, kinds)
-    facts: dict = {}
-    for kind in kinds if options.kind == "all" else (options.kind,):
-        if kind == "recipes":
-            facts[kind] = {name: f"zoo train {name}" for name in recipe_files()}
-        else:
-            facts[kind] = {key: entry.summary for key, entry in entries(kind[:-1]).items()}
+    if options.what not in (*LISTS, "all"):
+        raise unknown("list", options.what, LISTS)
+    if options.filter in LISTS:
+        raise ZooError(f"zoo list does not take '{options.filter}'; drop it")
+    asked = LISTS if options.what == "all" else (options.what,)
+    facts = {what: select(what, options.filter, task=options.task, kind=options.kind) for what in asked}
+    if options.filter and not is_glob(options.filter) and not any(facts.values()):
+        names = {name for what in asked for name in select(what, task=options.task, kind=options.kind)}
+        raise unknown("name" if options.what == "all" else options.what[:-1], options.filter, names)
     lines = []
-    for kind, found in facts.items():
-        width = max(32, *map(len, found)) + 2 if found else 0
-        lines += [f"{kind} ({len(found)})", *(f"  {name:<{width}}{text}" for name, text in found.items()), ""]
+    for what, found in facts.items():
+        if options.what == "all" and not found and (options.filter or options.task or options.kind):
+            continue
+        rows = [[name, *_row(what, one)] for name, one in found.items()]
+        widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+        lines += [f"{what} ({len(found)})"]
+        lines += ["  " + "".join(map(str.ljust, row, widths)).rstrip() for row in rows] + [""]
     _show(options, facts, lines[:-1])
+
+
+def _row(what: str, facts: str | dict) -> list[str]:
+    """What a list shows beside a name: kinds, tasks and summary, or a recipe's command."""
+    if what == "recipes":
+        return [facts]
+    told = ("kinds",) if what == "tasks" else ("kinds", "tasks")
+    return [*(", ".join(facts[name]) or "-" for name in told), facts["summary"]]
 
 
 def _train(options) -> None:

@@ -85,6 +85,8 @@ def batches_match_the_spec(cls: type[Dataset], config: dict) -> None:
     """Every tensor of the Spec is in the batches of every part, with its shape and dtype."""
     adapter = cls.sample(**config)
     spec = adapter.prepare()
+    told = f"{cls.__name__} states the kind {adapter.kind}, its Spec {spec.inputs.kind}"
+    require(adapter.kind in ("", spec.inputs.kind), told)
     for name, part in adapter.parts.items():
         batch = part.batch(np.arange(min(3, len(part))), np.arange(min(3, len(part))) if name == "train" else None)
         for tensor, wanted in spec.inputs.tensors.items():

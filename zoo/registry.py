@@ -24,6 +24,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from .errors import ZooError, unknown
+from .syntax import outline
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"model": ("zoo/backbones", "zoo/backbones/baselines"), "dataset": ("datasets/*",), "task": ("tasks",)}
@@ -92,7 +93,7 @@ def find(kind: str, key: str) -> Entry:
 def read_file(kind: str, file: Path, module: str) -> Iterator[Entry]:
     """The entries that a file defines, from its syntax tree."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = outline(file)
     except SyntaxError as error:
         raise ZooError(f"{file}, line {error.lineno}: {error.msg}; mend the file") from error
     for node in tree.body:

@@ -34,6 +34,7 @@ class {cls}(Dataset):
     """The line that `zoo list` shows."""
 
     domain = "images"  # points, hyperspectral, bio, recsys or images: data lie in <data root>/<domain>/<name>/
+    kind = "image"  # that of its Spec below, for `zoo list`
     tasks = ("classification",)
     group = "patient"  # what must not cross a split; asserted whenever the data are prepared
     license = "CC0-1.0"

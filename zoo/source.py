@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .registry import ROOT, Entry
+from .syntax import outline
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,20 @@ def _name(node: ast.expr) -> str:
 def _lineage(entry: Entry) -> tuple[list[_Class], bool]:
     """The class and its bases, nearest first, and whether all could be followed."""
     file = entry.file or _file_of(entry.module)
-    return _bases(entry.module, file, entry.cls) if file else ([], False)
+    return _whole(entry.module, file, entry.cls, file.stat().st_mtime_ns) if file else ([], False)
+
+
+@functools.lru_cache(maxsize=512)
+def _whole(module: str, file: Path, name: str, _changed: int) -> tuple[list[_Class], bool]:
+    return _bases(module, file, name)
 
 
 def _bases(module: str, file: Path, name: str, seen: tuple = ()) -> tuple[list[_Class], bool]:
-    tree = _tree(file, file.stat().st_mtime_ns)
-    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None) if tree else None
+    try:
+        tree = outline(file)
+    except (SyntaxError, UnicodeDecodeError):
+        return [], False
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
     if (file, name) in seen or node is None:
         return [], False
     found, whole = [_Class(node, module, file)], True
@@ -129,14 +138,6 @@ def _place(base: ast.expr, tree: ast.Module, module: str, file: Path) -> tuple[s
                     found = _file_of(source)
                     return (source, found, alias.name) if found else None
     return None
-
-
-@functools.lru_cache(maxsize=256)
-def _tree(file: Path, _changed: int) -> ast.Module | None:
-    try:
-        return ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):
-        return None
 
 
 def _file_of(module: str) -> Path | None:

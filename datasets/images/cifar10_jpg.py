@@ -54,6 +54,7 @@ class CIFAR10JPG(Dataset):
     """Small photographs of 10 kinds of animals and vehicles, 32 x 32 pixels (CIFAR-10 as JPEG, 20,000 + 10,000)."""
 
     domain = "images"
+    kind = "image"
     tasks = ("classification",)
     group = "image"
     license = "none stated; for research, with citation, not to be redistributed"

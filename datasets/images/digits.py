@@ -22,6 +22,7 @@ class Digits(Dataset):
     """Handwritten digits, 8 x 8 grey pixels, 10 classes; comes with scikit-learn."""
 
     domain = "images"
+    kind = "image"
     tasks = ("classification",)
     group = "image"
     license = "CC BY 4.0"

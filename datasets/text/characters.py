@@ -55,6 +55,7 @@ class Characters(Dataset):
     """Sentences of a small grammar, character by character, with a known entropy; written by the zoo itself."""
 
     domain = "text"
+    kind = "tokens"
     tasks = ("language_model",)
     group = "line"
     license = "CC0-1.0"

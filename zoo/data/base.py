@@ -71,6 +71,8 @@ class Dataset:
 
     domain: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
+    #: the kind of input that its Spec gives, so that lists know it; "" where it is known only by building
+    kind: ClassVar[str] = ""
     subsets: ClassVar[tuple[str, ...]] = ()
     citation: ClassVar[str] = ""
     license: ClassVar[str] = ""

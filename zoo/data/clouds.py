@@ -28,6 +28,7 @@ class PointClouds(Dataset):
     """Base of the point-cloud adapters: a subclass lists its samples and says which part each belongs to."""
 
     domain = "points"
+    kind = "points"
     #: batches depend on the task, which is an argument of the constructor
     by_task: ClassVar[bool] = True
     tiny = {"points": 256}

@@ -119,6 +119,7 @@ class LogDataset(Dataset):
     """Base of the interaction-log adapters: a subclass says how its file is read and how a sample is written."""
 
     domain = "recsys"
+    kind = "log"
     group = "user/time"
     tiny = {"max_len": 20}
     added_later = {"timestamps": "exact"}

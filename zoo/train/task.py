@@ -30,6 +30,8 @@ class Task(L.LightningModule):
     """Base of all tasks: a subclass states `rows`, its row schema, and implements the four methods marked below."""
 
     rows: ClassVar[str]
+    #: kinds of input whose models serve it, unless they say otherwise by `serves`; what lists go by
+    kinds: ClassVar[tuple[str, ...]] = ()
     #: arguments that say how, not what: left out of the recipe's hash
     operational: ClassVar[tuple[str, ...]] = ()
     #: arguments that came after results were recorded, with the value that does what was done before (see recipe.py)
