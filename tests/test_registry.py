@@ -3,8 +3,11 @@
 import sys
 
 import pytest
-from statezoo.zoo import api, registry
+from statezoo.zoo import api, registry, scaffold
+from statezoo.zoo.cli import main
 from statezoo.zoo.errors import ZooError
+from statezoo.zoo.files import read_json
+from statezoo.zoo.listing import select
 from statezoo.zoo.recipe import load
 from statezoo.zoo.registry import MARK, ROOT, entries, find, read_file
 
@@ -238,6 +241,42 @@ def test_plugins_serve_as_the_zoos_own(install):
     assert api.create_model("fake_net").config == {"dim": 3}
     recipe = load("fake_net/fake-set-fake_task")
     assert (recipe.model, recipe.task["name"]) == ({"name": "fake_net", "dim": 3}, "fake_task")
+
+
+def test_a_plugin_data_set_has_the_name_of_its_entry_point(install, tmp_path, monkeypatch, capsys):
+    """In its folder, in messages, in the run's place and in the record: not that of the file it stands in."""
+    monkeypatch.setenv("STATEZOO_DATA", str(tmp_path / "data"))
+    scaffold.write("dataset", "corp-sets", tmp_path, "images")
+    install({"dataset": ("tumour-tiles", "corp_sets:CorpSets")})
+    data = api.create_dataset("tumour-tiles")
+    assert data.name == data.key == "tumour-tiles" and data.folder == tmp_path / "data/images/tumour-tiles"
+    with pytest.raises(ZooError, match="^tumour-tiles: data.csv not in .*images/tumour-tiles; "):
+        data.prepare()
+    assert main(["train", "mlp/tumour-tiles", "--sample", "train.max_steps=1", "train.logger=null"]) == 0
+    assert "on SYNTHETIC SAMPLE of tumour-tiles (" in capsys.readouterr().out
+    (record,) = (tmp_path / "runs").rglob("record.json")
+    assert record.relative_to(tmp_path / "runs").parts[:2] == ("mlp", "tumour-tiles-sample")
+    assert read_json(record)["benchmark"]["dataset"] == "tumour-tiles"
+    sys.modules.pop("corp_sets")
+
+
+def test_own_names_stay_where_a_plugin_names_the_same_class(install):
+    install({"dataset": ("a-log", "statezoo.datasets.recsys.log:Log")})
+    assert api.create_dataset("log").name == "log"
+
+
+def test_what_plugins_state_is_listed_without_importing_them(install, tmp_path):
+    write(tmp_path / "pack/__init__.py", "raise RuntimeError('looking up must not run it')")
+    write(
+        tmp_path / "pack/deep.py", '"""."""\n\n\nclass Other:\n    """Sets of ours."""\n\n    tasks = ("property",)\n'
+    )
+    install({"dataset": ("other", "pack.deep:Other")}, name="other")
+    install(POINTS)
+    found = select("datasets", "fake-set")["fake-set"]
+    assert (found["tasks"], found["summary"]) == (["fake_task"], "plug-in of fake")
+    assert select("datasets", "other")["other"]["summary"] == "Sets of ours. (plug-in of other)"
+    assert select("models", "fake_net")["fake_net"]["kinds"] == [] and "fake_plugin" not in sys.modules
+    assert "fake-set" in select("datasets", task="fake_task")
 
 
 @pytest.mark.parametrize(("kind", "key"), [("model", "sasrec"), ("dataset", "ml-100k"), ("task", "next_item")])

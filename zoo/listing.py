@@ -67,7 +67,7 @@ def facts(entry: Entry) -> dict:
         tasks = stated(entry, "serves", ()) or [
             key for key, one in entries("task").items() if set(of) & set(stated(one, "kinds", ()))
         ]
-    return {"summary": entry.summary if entry.file is None else summary(entry), "kinds": [*of], "tasks": [*tasks]}
+    return {"summary": summary(entry), "kinds": [*of], "tasks": [*tasks]}
 
 
 def kinds() -> list[str]:

@@ -40,9 +40,10 @@ def stated(entry: Entry, name: str, default=None):
 
 
 def summary(entry: Entry) -> str:
-    """The first line of the class's docstring, or what the registry knows."""
+    """The first line of the class's docstring, and of a plug-in whose it is; without one what the registry knows."""
     found = _lineage(entry)[0]
-    return ((ast.get_docstring(found[0].node) or "") if found else "").split("\n")[0] or entry.summary
+    line = ((ast.get_docstring(found[0].node) or "") if found else "").split("\n")[0]
+    return f"{line} ({entry.summary})" if line and entry.file is None else line or entry.summary
 
 
 def arguments(entry: Entry) -> dict[str, tuple[str, ...]] | None:

@@ -29,6 +29,7 @@ from ..files import (
     read_json,
     write_json,
 )
+from ..registry import entries
 from .spec import Spec
 from .splits import assert_disjoint, split_hash
 
@@ -109,8 +110,12 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """The registry's key: the file's stem, `_` shown as `-`."""
-        return Path(inspect.getfile(type(self))).stem.replace("_", "-")
+        """The registry's key: of a plug-in its entry point, else the file's stem, `_` shown as `-`."""
+        cls = type(self)
+        found = [e for e in entries("dataset").values() if (e.module, e.cls) == (cls.__module__, cls.__qualname__)]
+        if found and not any(entry.file for entry in found):
+            return found[0].key
+        return Path(inspect.getfile(cls)).stem.replace("_", "-")
 
     @property
     def key(self) -> str:
