@@ -46,11 +46,7 @@ def test_every_command_of_the_readme_runs(world, monkeypatch, capsys):
     for command in COMMANDS:
         words = shlex.split(command)[1:]
         if "RUN" in words:
-            # a run of the log adapter, so that `predict` reads CSV
-            if not (world / "RUN").exists():
-                columns = ["data.user=customer", "data.item=sku", "data.time=sold_at"]
-                source = ["data.root=FOLDER", "data.file=sales.csv", *columns]
-                assert main(["train", "sasrec/log", *source, "train.max_steps=2", "--folder", "RUN"]) == 0
+            make_run()
             words = [word.replace("new.csv", "FOLDER/sales.csv") for word in words]
         if words[0] == "train" and "--resume" in words:
             make_unfinished(Path("runs"))
@@ -65,6 +61,14 @@ def test_every_command_of_the_readme_runs(world, monkeypatch, capsys):
         assert output.out.strip(), command
 
 
+def make_run():
+    """A run of the log adapter, so that `predict` reads CSV."""
+    if not Path("RUN").exists():
+        columns = ["data.user=customer", "data.item=sku", "data.time=sold_at"]
+        source = ["data.root=FOLDER", "data.file=sales.csv", *columns]
+        assert main(["train", "sasrec/log", *source, "train.max_steps=2", "--folder", "RUN"]) == 0
+
+
 def make_unfinished(runs):
     """Take the record of the newest run of sasrec/ml-100k away, as if it had been killed at the end."""
     run = sorted((runs / "sasrec/ml-100k").glob("*-seed0"))[-1]
@@ -73,11 +77,15 @@ def make_unfinished(runs):
 
 def test_python_example_runs(world, monkeypatch):
     monkeypatch.setenv("STATEZOO_DATA", str(world / "data"))
+    monkeypatch.chdir(world)
+    make_run()
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     names: dict = {}
     exec(code, names)
     assert names["model"].config["dim"] == 128
     names["data"].setup()
+    assert names["table"].groupby("id").size().to_dict() == {"ann": 5, "ben": 5}
+    assert names["log"].manifest().keys() == {"DataFrame"}
     assert next(iter(names["data"].train_dataloader()))["items"].shape[1] == 50
 
 
