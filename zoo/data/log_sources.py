@@ -26,7 +26,9 @@ CHUNK = 500_000  # rows of Parquet or JSON lines read at once
 BLOCK = 1 << 24  # bytes of text read at once; the longest row
 RATIO = 1_000  # of a gzipped file: more than that is no log
 #: what users write for a separator that a shell or a recipe makes hard to type
-SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":", "colons": "::"}
+SEPARATORS = {
+    "tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":", "colons": "::",
+}  # fmt: skip
 SUFFIXES = (".parquet", ".jsonl", ".ndjson")  # anything else is delimited text
 
 Chunk = tuple[Path, int, dict]
