@@ -59,6 +59,11 @@ class NextItem(Task):
         """Cut-offs and masking."""
         return super().protocol() | {"mask_history": self.mask_history}
 
+    def memory_remedies(self) -> tuple[str, ...]:
+        """The loss over all items at once is the largest tensor of a step."""
+        chunk = 1024 if self.loss_chunk is None else self.loss_chunk // 2
+        return (f"set task.loss_chunk={chunk}",) if 1 <= chunk < len(self.spec.inputs.vocabulary) else ()
+
     def accept(self, dataset: Dataset) -> None:
         """Cut-offs are below the number of candidates; one pass over all positions needs a model that is causal."""
         candidates = self.spec.size("num_items") - len(self.never_trained)

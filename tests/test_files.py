@@ -128,6 +128,8 @@ SAVERS = {
     "safetensors": "from safetensors.torch import save_file\n"
     "    with atomic(folder / 'file.safetensors') as t: save_file({'w': big}, str(t))",
     "folder": "from statezoo.zoo.data.cache import store; store(folder / 'file', {'a': big.numpy()}, {})",
+    "log": "from statezoo.zoo.train.csvlog import CsvLog; log = CsvLog(folder / 'file.csv'); log.start()\n"
+    "    for step in range(400): log.write(step, 1, 'train', {'loss': 0.5})",
 }
 
 

@@ -13,6 +13,7 @@ from .train.csvlog import read_log
 MAPS = ("tab20", "tab20b", "tab20c")  #: colours of the first classes
 FIXED = {"right": (0.82, 0.82, 0.82), "wrong": (1.0, 0.0, 0.4)}  #: colours that no class and no text has
 POINTS = 3000  #: drawn of a cloud
+EPOCH_LOSS = "train loss, mean of the epoch"
 
 
 def _figure(width: float, height: float):
@@ -31,16 +32,26 @@ def _save(figure, path: Path) -> Path:
 
 
 def curves(run: Path) -> list[Path]:
-    """Training loss and every validation metric over steps: `plots/loss.png` and `plots/<metric family>.png`."""
+    """Training loss and every validation metric over steps: `plots/loss.png` and `plots/<metric family>.png`.
+
+    The loss is its mean over each epoch, and, thin, between the rows of the log where there are others.
+    """
     families: dict[str, list[tuple[str, list[int], list[float]]]] = {}
-    for (split, name), (steps, values) in read_log(run / "metrics.csv").items():
+    log = read_log(run / "metrics.csv")
+    epochs = log.pop(("train", "epoch_loss"), None)
+    if epochs and log[("train", "loss")][0] == epochs[0]:
+        del log[("train", "loss")]  # a row for each epoch: they are the same
+    for (split, name), (steps, values) in log.items():
         families.setdefault(name.split("@")[0], []).append((f"{split} {name}", steps, values))
+    if epochs:
+        families.setdefault("loss", []).append((EPOCH_LOSS, *epochs))
     made = []
     for family, lines in families.items():
         figure = _figure(6.4, 4.0)
         axes = figure.subplots()
         for label, steps, values in lines:
-            axes.plot(steps, values, label=label, marker="o" if len(steps) < 3 else None, linewidth=1.4)
+            width = 0.6 if label == "train loss" and len(lines) > 1 else 1.4
+            axes.plot(steps, values, label=label, marker="o" if len(steps) < 3 else None, linewidth=width)
         axes.set(xlabel="step", ylabel=family, title=f"{run.parent.parent.name} / {run.parent.name}, {run.name}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

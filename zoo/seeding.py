@@ -19,3 +19,15 @@ def derive(*keys: int | str) -> int:
 def generator(*keys: int | str) -> np.random.Generator:
     """A numpy generator seeded with `derive(*keys)`."""
     return np.random.default_rng(derive(*keys))
+
+
+def seed_all(*keys: int | str) -> None:
+    """Seed every generator that a library may draw from by `derive(*keys)`: torch's, numpy's and Python's own."""
+    import random
+
+    import torch
+
+    seed = derive(*keys)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

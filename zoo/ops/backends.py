@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import BadArgument, unknown
+from ..errors import BadArgument, ZooError, unknown
 
 NAMES = ("reference", "torch", "inductor", "cpp", "triton", "mamba-ssm")
 
@@ -49,6 +49,7 @@ class Backend:
 
 _BACKENDS: dict[str, list[Backend]] = {}
 _serving: set[str] | None = None
+_held: dict[str, str] | None = None
 _forced: str | None = os.environ.get("STATEZOO_BACKEND") or None
 
 
@@ -81,18 +82,42 @@ def choose(op: str, call: Call) -> Callable:
             reason = backend.objection(call)
             if reason is not None:
                 raise BadArgument(f"backend '{_forced}' cannot serve {op}: {reason}; force another or none")
-            return _noted(backend)
+            return _noted(op, call, backend)
         if _forced is None and backend.objection(call) is None and backend.automatic(call) is None:
-            return _noted(backend)
+            return _noted(op, call, backend)
     if _forced is not None:
         raise _missing(op)
     raise BadArgument(f"{op}: no backend serves {call}; `zoo doctor` lists them with reasons")
 
 
-def _noted(backend: Backend) -> Callable:
+def _noted(op: str, call: Call, backend: Backend) -> Callable:
     if _serving is not None:
         _serving.add(backend.name)
+    if _held is not None and not torch.compiler.is_compiling():
+        options = " with " + ", ".join(call.options) if call.options else ""
+        key = f"{op} of {call.steps} steps{options} ({call.device}, {str(call.dtype).removeprefix('torch.')})"
+        if _held.setdefault(key, backend.name) != backend.name:
+            raise _another(op, call, key, backend.name)
     return backend.run
+
+
+def _another(op: str, call: Call, key: str, name: str) -> ZooError:
+    then = _held[key]
+    return ZooError(
+        f"{key} was served by '{then}', now by '{name}' ({then}: {explain(op, call)[then]}), which rounds differently; "
+        f"make '{then}' serve again (`zoo doctor`, STATEZOO_BACKEND), or start a new run"
+    )
+
+
+@contextmanager
+def held(known: dict[str, str]) -> Iterator[None]:
+    """Within it `known` takes what serves each call, and a call that another backend served before is refused."""
+    global _held
+    before, _held = _held, known
+    try:
+        yield
+    finally:
+        _held = before
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Console:
             self.bar.update(self.row, completed=step)
 
     def loss(self, value: float) -> None:
-        """The mean training loss since the last call."""
+        """The training loss to show: the mean since the last row of the log, or of an epoch at its end."""
         self.train_loss = value
         if self.bar:
             self.bar.update(self.row, loss=f"{value:.4f}")

@@ -1,9 +1,12 @@
 """The zoo's side of a Lightning training: exact resume, evaluation, best weights, early stopping, the log.
 
 Lightning's Trainer runs the optimisation (devices, precision, DDP, clipping, accumulation) over one long stream of
-steps; this callback counts them. Before every step the random generators are reseeded from (seed, step, rank), so that
+steps; this callback counts them. Before every step all random generators are reseeded from (seed, step, rank), so that
 the state of a run is its weights, its optimiser and a few numbers, and a run that goes on from a saved state does the
 same arithmetic as one that was never stopped.
+
+The training loss is told as the mean over batches, averaged over processes: of the batches since the last row of the
+log, and at the end of an epoch of all its batches.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from .. import metrics
 from ..data.datamodule import DataModule
 from ..errors import ZooError
 from ..files import atomic
-from ..seeding import derive
+from ..seeding import seed_all
 from .config import TrainConfig
 from .console import Console
 from .csvlog import CsvLog
 from .evaluate import collect
+from .state import BestWeights, save
 from .task import Task
 
 
@@ -37,8 +41,8 @@ class Progress:
     best_step: int = 0
     stale: int = 0  # evaluations since the best
     stopped: bool = False
-    loss_sum: float = 0.0
-    loss_count: int = 0
+    loss_count: int = 0  # batches since the last row of the log
+    epoch_count: int = 0  # batches of this epoch
     seconds: float = 0.0  # training time of all sittings, evaluation left out
     samples: int = 0
 
@@ -59,11 +63,19 @@ class Engine(L.Callback):
     ):
         self.folder, self.data, self.config, self.seed = folder, data, config, seed
         self.per_epoch, self.total, self.state, self.console = per_epoch, total, state, console
+        self.conditions: dict = {}  # see state.py
         self.progress = Progress(**state["progress"]) if state else Progress()
         self.csv = CsvLog(folder / "metrics.csv")
+        self.best = BestWeights(folder, state["best_sha256"] if state else None)
+        self.backends: dict[str, str] = dict(state["backends"]) if state else {}  # what served each call of an op
         self.ema: dict[str, torch.Tensor] | None = None
         self.began = 0.0
         self.due = False  # a state is to be saved at the next optimiser step
+
+    def go_back(self) -> None:
+        """Make the log and the best weights what the state counts; an error where they are no longer."""
+        self.csv.counted(self.state["log"])
+        self.best.go_back()
 
     # Lightning's hooks ------------------------------------------------------------------------------------------------
 
@@ -73,39 +85,38 @@ class Engine(L.Callback):
         if self.config.ema:
             self.ema = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
         if self.state:
-            if self.state["world"] != trainer.world_size:
-                raise ZooError(
-                    f"{self.folder}: was trained by {self.state['world']} processes, now {trainer.world_size}; "
-                    "resume with the same train.devices"
-                )
             trainer.optimizers[0].load_state_dict(self.state["optimizer"])
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["scheduler"])
             if self.ema is not None:
                 self.ema = {name: self.state["ema"][name].to(tensor.device) for name, tensor in self.ema.items()}
         if trainer.is_global_zero:
-            self.csv.start(self.progress.step)
-        self.loss = torch.tensor(self.progress.loss_sum, dtype=torch.float64, device=task.device)
+            self.csv.start(self.state and self.state["log"])
+        # sums of the loss since the last row of the log, and over this epoch; each process has its own
+        sums = self.state["losses"][trainer.global_rank] if self.state else [0.0, 0.0]
+        self.losses = torch.tensor(sums, dtype=torch.float64, device=task.device)
         self.began = time.perf_counter()
         self.console.start(self.total, self.progress.step)
 
     def on_train_batch_start(self, trainer: L.Trainer, task: Task, batch, batch_idx: int) -> None:
         """Reseed: dropout and noise of a step depend on the step alone."""
-        torch.manual_seed(derive(self.seed, "step", self.progress.step, trainer.global_rank))
+        seed_all(self.seed, "step", self.progress.step, trainer.global_rank)
 
     def on_train_batch_end(self, trainer: L.Trainer, task: Task, outputs, batch, batch_idx: int) -> None:
         """Count, log, and at the end of an epoch evaluate and save."""
         p = self.progress
         p.step += 1
         p.loss_count += 1
+        p.epoch_count += 1
         p.samples += len(batch["index"])
-        self.loss += outputs["loss"].detach().double()
+        self.losses += task.step_loss.double()
         last = p.step == self.total
+        ends = p.step % self.per_epoch == 0 or last
         stepped = p.step % self.config.accumulate == 0 or last
         if self.ema is not None and stepped:
             self._update_ema(task)
-        if p.step % self.config.log_every == 0 or p.step % self.per_epoch == 0 or last:
-            self._log_loss(trainer)
-        if p.step % self.per_epoch == 0 or last:
+        if p.step % self.config.log_every == 0 or ends:
+            self._log_loss(trainer, ends)
+        if ends:
             if (p.step // self.per_epoch) % self.config.eval_every == 0 or last:
                 self._evaluate(trainer, task)
             self.due = True
@@ -141,16 +152,19 @@ class Engine(L.Callback):
                 else:
                     self.ema[name].copy_(tensor)
 
-    def _log_loss(self, trainer: L.Trainer) -> None:
+    def _log_loss(self, trainer: L.Trainer, ends: bool) -> None:
+        """A row with the mean since the last one; where an epoch ends another, with the mean over its batches."""
         p = self.progress
-        mean = self.loss.item() / p.loss_count
-        if not math.isfinite(mean):
-            raise ZooError(f"training loss is {mean} at step {p.step}; lower train.lr or set train.clip=1")
+        recent, epoch = trainer.strategy.reduce(self.losses.clone(), reduce_op="mean").tolist()
+        means = {"loss": recent / p.loss_count} | ({"epoch_loss": epoch / p.epoch_count} if ends else {})
+        if not math.isfinite(means["loss"]):
+            raise ZooError(f"training loss is {means['loss']} at step {p.step}; lower train.lr or set train.clip=1")
         if trainer.is_global_zero:
-            self.csv.write(p.step, self.epoch, "train", {"loss": mean})
-        self.console.loss(mean)
-        self.loss.zero_()
-        p.loss_count = 0
+            self.csv.write(p.step, self.epoch, "train", means)
+        self.console.loss(means["epoch_loss" if ends else "loss"])
+        self.losses[0], p.loss_count = 0, 0
+        if ends:
+            self.losses[1], p.epoch_count = 0, 0
 
     def _evaluate(self, trainer: L.Trainer, task: Task) -> None:
         p = self.progress
@@ -170,7 +184,7 @@ class Engine(L.Callback):
             if better:
                 p.best, p.best_step, p.stale = value, p.step, 0
                 if trainer.is_global_zero:
-                    _save_weights(task, self.folder / "checkpoints" / "best.safetensors")
+                    self.best.replace(lambda path: _save_weights(task, path))
             else:
                 p.stale += 1
         if trainer.is_global_zero:
@@ -193,7 +207,7 @@ class Engine(L.Callback):
     def _save(self, trainer: L.Trainer, task: Task) -> None:
         """Write the resumable state; loadable with weights_only=True."""
         self._clock()
-        self.progress.loss_sum = self.loss.item()
+        losses = trainer.strategy.all_gather(self.losses).reshape(-1, 2).tolist()
         if not trainer.is_global_zero:
             return
         state = {
@@ -202,12 +216,13 @@ class Engine(L.Callback):
             "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
             "ema": self.ema,
             "progress": asdict(self.progress),
-            "world": trainer.world_size,
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
+            "losses": losses,
+            "log": self.csv.mark(),
+            "best_sha256": self.best.sha256,
+            "backends": self.backends,
         }
-        with atomic(self.folder / "checkpoints" / "last.ckpt") as temporary:
-            torch.save(state, temporary)
+        save(self.folder, state | self.conditions)
+        self.best.saved()
 
 
 class _Swapped:
@@ -227,22 +242,3 @@ class _Swapped:
 def _save_weights(task: Task, path: Path) -> None:
     with atomic(path) as temporary:
         task.model._write(temporary)
-
-
-def load_state(folder: Path) -> dict | None:
-    """The saved state of a run, checked against this process; None where the run has saved none yet."""
-    path = folder / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["threads"] != torch.get_num_threads():
-        raise ZooError(
-            f"{folder}: was trained with {state['threads']} threads, now {torch.get_num_threads()}; sums would round "
-            f"differently, resume with train.threads={state['threads']}"
-        )
-    if state["torch"] != torch.__version__:
-        raise ZooError(
-            f"{folder}: was trained with torch {state['torch']}, this is {torch.__version__}; resume with that version "
-            "or start anew"
-        )
-    return state

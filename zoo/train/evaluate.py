@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from ..data.base import Part
 from ..data.datamodule import DataModule
+from ..seeding import seed_all
+from .memory import fits
 from .task import Rows, Task, with_ids
 
 
@@ -27,7 +29,11 @@ def collect(
     was_training = task.training
     task.eval()
     found: list[Rows] = []
-    with torch.inference_mode(), autocast(device, precision):
+    size = data.eval_batch_size
+    smaller = f"set train.eval_batch_size={size // 2}" if size > 1 else ""
+    # what a model draws here depends on nothing that ran before, as in training
+    seed_all("evaluation", ranks["rank"])
+    with torch.inference_mode(), autocast(device, precision), fits(f"in evaluation at batch size {size}", smaller):
         for batch in data.eval_dataloader(part, ranks):
             found.append(
                 task.batch_rows({name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import platform
 import resource
-import subprocess
 import sys
 import time
 from datetime import datetime, timezone
@@ -16,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ... import __version__
 from ...leaderboards.schema import (
     Benchmark,
     Code,
@@ -34,7 +32,7 @@ from .. import metrics, plots
 from ..backbones.base import parameter_count
 from ..files import hash_file, hash_folder, hash_json, write_json
 from ..ops.backends import serving
-from ..registry import ROOT
+from . import head
 from .console import Console
 from .evaluate import collect
 from .rows import save_rows
@@ -130,7 +128,7 @@ def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float, b
         ),
         recipe=RecipeFacts(id=s.recipe.id, scientific=s.recipe.scientific(), sha256=s.recipe.hash()),
         seed=s.seed,
-        code=_code(),
+        code=Code(**head.read(run)["code"]),
         environment=Environment(
             python=platform.python_version(),
             torch=torch.__version__,
@@ -176,43 +174,22 @@ def macs(s) -> int | None:
     return counter.get_total_flops() // 2
 
 
-def _code() -> Code:
-    """Version and commit: of the git checkout, or of the archive (`git archive` writes it), else null."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if (ROOT / ".git").exists():
-        commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
-        return Code(version=__version__, commit=commit, dirty=None if status is None else bool(status))
-    archived = ROOT / ".git_archival.txt"
-    commit = archived.read_text().split(": ")[1].strip() if archived.is_file() else ""
-    known = len(commit) == 40
-    # an archive cannot tell whether somebody edited it
-    return Code(version=__version__, commit=commit if known else None, dirty=None)
-
-
 def device_name(device) -> str:
     """The hardware in words: the GPU's name, or processor and cores."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return f"cpu: {processor()}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The processor's model in words."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        model = next(
-            (
-                line.split(":", 1)[1].strip()
-                for line in cpuinfo.read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            model,
-        )
-    return f"cpu: {model}, {torch.get_num_threads()} threads"
+        lines = cpuinfo.read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return model
 
 
 def peak_memory(device) -> int:

@@ -22,8 +22,9 @@ from ..recipe import Recipe, load, read_by
 from ..registry import find
 from ..runs import reader_of, require_finished, task_options
 from .evaluate import collect
+from .head import changes
 from .rows import load_rows
-from .run import Session, build, changes, make_dataset, quiet_lightning, session
+from .run import Session, build, make_dataset, quiet_lightning, session
 
 
 def open_run(run: Path, prepared: bool = True) -> Session:

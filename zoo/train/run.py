@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +24,19 @@ from ..backbones.base import Fitted
 from ..data.base import Dataset
 from ..data.spec import Spec
 from ..errors import ZooError
-from ..files import hash_json, locked, read_json, runs_root, write_json
+from ..files import locked, runs_root, writing
+from ..ops.backends import held
 from ..recipe import Recipe, load
 from ..registry import find
-from ..runs import require_begun
-from ..seeding import derive
+from ..seeding import seed_all
+from . import head
 from .config import TrainConfig
 from .console import Console
-from .engine import Engine, load_state
+from .csvlog import HEADER
+from .engine import Engine
+from .memory import fits
+from .state import conditions, require_same
+from .state import load as load_state
 from .task import Task
 
 CHILD = "STATEZOO_RUN_FOLDER"  # tells the processes that DDP starts which folder the first one chose
@@ -83,7 +88,7 @@ def build(recipe: Recipe, dataset, spec: Spec) -> Session:
             f"{recipe.model['name']} is made for {' and '.join(model_class.serves)}, not for {wanted}; choose another "
             f"model, or {recipe.model['name']}/{recipe.data['name']}-{model_class.serves[0]}"
         )
-    torch.manual_seed(derive(recipe.seed, "weights"))
+    seed_all(recipe.seed, "weights")
     model = model_class.from_spec(spec, **recipe.arguments("model"))
     task = find("task", wanted).load()(model, spec, **recipe.arguments("task"))
     task.accept(dataset)
@@ -99,34 +104,46 @@ def train(
     folder: Path | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train a recipe and return its finished folder; `resume` goes on with a run (True: the newest of this recipe)."""
+    """Train a recipe and return its finished folder; `resume` goes on with a run (True: the newest of this recipe).
+
+    What ends before there is anything to go on with leaves nothing behind.
+    """
     child = os.environ.get(CHILD) if int(os.environ.get("LOCAL_RANK", 0)) > 0 else None
-    made = not (resume or child or folder)
     if resume:
         run = Path(resume) if isinstance(resume, str) else _newest(_place(source, sample))
-        recipe, sample = _resumed(run, source, overrides), read_json(run / "data.json")["sample"]
+        recipe, sample = head.resumed(run, source, overrides)
+        made = []
     else:
         recipe = load(source, overrides, sample=sample)
-        run = Path(child) if child else folder or _new(_place(recipe.id, sample), recipe)
+        place = Path(child or folder or _place(recipe.id, sample))
+        made = [path for path in (place, *place.parents) if not path.exists()]
+        run = place if child or folder else _new(place, recipe)
+        made = made if child or folder else [run, *made]
     console = Console(quiet or child is not None)
     os.environ[CHILD] = str(run)
     try:
         if child:
             return _train(recipe, run, sample, console)
+        there = set(os.listdir(run)) if run.is_dir() else set()
         with locked(
             run / ".lock", wait=0, busy=f"{run} is being written by another process; wait for it, or start a new run"
         ):
             if not resume and (run / "recipe.yaml").exists():
                 raise ZooError(f"{run} holds a run already; add --resume to go on with it, or give another folder")
-            return _train(recipe, run, sample, console)
+            try:
+                return _train(recipe, run, sample, console)
+            finally:
+                if not resume and not _begun(run):
+                    _take_away(run, there)
     except KeyboardInterrupt as stop:
         if _begun(run):
             raise KeyboardInterrupt(f"`zoo train {recipe.id} --resume {run}` goes on") from stop
         raise
     finally:
         os.environ.pop(CHILD, None)
-        if made and not _begun(run):
-            shutil.rmtree(run, ignore_errors=True)  # nothing to go on with, and no number used up
+        for path in () if _begun(run) else made:  # those that hold nothing
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
@@ -140,54 +157,50 @@ def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
         if (run / "record.json").is_file():
             console.line(f"{run} is finished; nothing to do")
             return run
-        s = session(recipe, sample)
-        if not (run / "recipe.yaml").is_file():
-            recipe.save(run / "recipe.yaml")
-            write_json(run / "data.json", {"sample": sample, "folder": str(s.dataset.folder), **fingerprint(s.dataset)})
-        elif changed := changes(s.dataset, read_json(run / "data.json")):
-            raise ZooError(f"{run}: {changed} since it began; put the data back, or start a new run")
-        (run / "prep").mkdir(parents=True, exist_ok=True)
-        s.spec.save(run / "prep")
-        s.dataset.save_prep(run / "prep")
+        s, state = session(recipe, sample), load_state(run)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the first process writes for all
+            if not (run / "recipe.yaml").is_file():
+                head.write(run, recipe, s.dataset, s.spec, sample)
+            else:
+                for line in head.go_on(run, recipe, s.dataset, s.spec, begun=state is not None):
+                    console.line(line)
         console.line(_headline(s, run))
         if counted := [f"{name.replace('_', ' ')} {value:,}" for name, value in s.dataset.facts().items() if value]:
             console.line(f"data: {', '.join(counted)}")
         try:
-            done = _fit_fitted(s, run) if s.fitted else _fit_network(s, run, console)
+            with writing(run):
+                done = _fit_fitted(s) if s.fitted else _fit_network(s, run, state, console)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             count, size = len(s.dataset.part("train")), s.config.batch_size
             world = s.config.devices * s.config.num_nodes
-            fits = (b for b in range(size + 1, count + 1) if not 0 < count % (b * world) < 2 * world)
-            remedy = next((f"set train.batch_size={b}" for b in fits), "give more data")
+            whole = (b for b in range(size + 1, count + 1) if not 0 < count % (b * world) < 2 * world)
+            remedy = next((f"set train.batch_size={b}" for b in whole), "give more data")
             raise ZooError(
                 f"{count} training samples in batches of {size} leave a batch of one, which has no variance for batch "
                 f"norm; {remedy}"
             ) from error
-        except torch.OutOfMemoryError as error:
-            raise ZooError(
-                f"out of memory at batch size {s.config.batch_size}; set train.batch_size="
-                f"{max(1, s.config.batch_size // 2)} and train.accumulate=2, or train.precision=bf16-mixed"
-            ) from error
-        return finish(s, run, done, console)
+        with held(done.get("backends", {})):
+            return finish(s, run, done, console)
 
 
 def _begun(run: Path) -> bool:
-    """Whether training has begun, or is over."""
-    return any((run / name).is_file() for name in ("metrics.csv", "model.safetensors", "record.json"))
+    """Whether there is anything to go on with: a state, rows of the log, or what a finished training leaves."""
+    if any((run / name).is_file() for name in ("checkpoints/last.ckpt", "model.safetensors", "record.json")):
+        return True
+    return (run / "metrics.csv").is_file() and (run / "metrics.csv").stat().st_size > len(HEADER)
 
 
-def fingerprint(dataset) -> dict[str, str]:
-    """Hashes of the files and of the split."""
-    return {"manifest_sha256": hash_json(dataset.manifest()), "split_sha256": dataset.split_hash()}
-
-
-def changes(dataset, then: dict) -> str:
-    """In words what is no longer as in an earlier `fingerprint`; "" where nothing is known to differ."""
-    now = fingerprint(dataset)
-    told = {"manifest_sha256": "files of the data set have changed", "split_sha256": "the split has changed"}
-    return " and ".join(words for key, words in told.items() if then.get(key, now[key]) != now[key])
+def _take_away(run: Path, there: set[str]) -> None:
+    """Remove from `run` what was not `there`; the caller holds its lock."""
+    for path in run.iterdir():
+        if path.name in there:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _headline(s: Session, run: Path) -> str:
@@ -197,21 +210,17 @@ def _headline(s: Session, run: Path) -> str:
     return f"{s.recipe.model['name']}{preset} on {origin}{s.dataset.key} ({sizes}), seed {s.seed} -> {run}"
 
 
-def _fit_fitted(s: Session, run: Path) -> dict:
+def _fit_fitted(s: Session) -> dict:
     began = time.perf_counter()
-    s.task.model.fit(s.dataset.part("train"), s.spec)
-    return {
-        "seconds": time.perf_counter() - began,
-        "steps": 0,
-        "samples": len(s.dataset.part("train")),
-        "device": "cpu",
-        "world": 1,
-    }
+    count = len(s.dataset.part("train"))
+    seed_all(s.seed, "fit")
+    with fits(f"in fitting {s.recipe.model['name']} on {count} samples", "give fewer", "use a machine with more"):
+        s.task.model.fit(s.dataset.part("train"), s.spec)
+    return {"seconds": time.perf_counter() - began, "steps": 0, "samples": count, "device": "cpu", "world": 1}
 
 
-def _fit_network(s: Session, run: Path, console: Console) -> dict:
+def _fit_network(s: Session, run: Path, state: dict | None, console: Console) -> dict:
     config = s.config
-    state = load_state(run)
     data = s.datamodule()
     world = config.devices * config.num_nodes
     per_epoch = len(data.train_steps(ranks={"rank": 0, "world": world}).batch_sampler)
@@ -221,19 +230,57 @@ def _fit_network(s: Session, run: Path, console: Console) -> dict:
             f"train.epochs={config.epochs}, train.max_steps={config.max_steps}: nothing to train; give at least 1"
         )
     s.task.train_config, s.task.total_steps = config, -(-total // config.accumulate)
-    if config.init_from and not state:
+    engine = Engine(run, data, config, s.seed, per_epoch, total, state, console)
+    trainer, deterministic = _trainer(config, run, engine)
+    device = trainer.strategy.root_device
+    engine.conditions = conditions(
+        s.recipe,
+        world=world,
+        device=device,
+        strategy=type(trainer.strategy).__name__,
+        deterministic=deterministic,
+    )
+    if state:
+        require_same(run, state, engine.conditions)
+        if trainer.is_global_zero:
+            engine.go_back()
+        s.task.model.load_state_dict(state["model"])
+        console.line(f"resumes at step {state['progress']['step']}")
+    elif config.init_from:
         from .weights import init_from
 
         console.line(init_from(s.task.model, config.init_from))
-    if state:
-        s.task.model.load_state_dict(state["model"])
-        console.line(f"resumes at step {state['progress']['step']}")
-    engine = Engine(run, data, config, s.seed, per_epoch, total, state, console)
+    if not engine.progress.stopped and engine.progress.step < total:
+        ranks = {"rank": trainer.global_rank, "world": world}
+        if config.compile:
+            s.task.loss = torch.compile(s.task.loss, dynamic=False)
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            with held(engine.backends), fits(f"at batch size {config.batch_size}", *_smaller(s)):
+                trainer.fit(s.task, _Stream(data, engine.progress.step, total, ranks))
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C and of SIGTERM
+            raise KeyboardInterrupt from stop
+        finally:
+            torch.use_deterministic_algorithms(False)
+    return {
+        "seconds": engine.progress.seconds,
+        "steps": engine.progress.step,
+        "samples": engine.progress.samples,
+        "device": device,
+        "world": world,
+        "best_step": engine.progress.best_step,
+        "deterministic": deterministic,
+        "rank": trainer.global_rank,
+        "backends": engine.backends,
+    }
+
+
+def _trainer(config: TrainConfig, run: Path, engine: Engine) -> tuple[L.Trainer, bool]:
+    """Lightning's Trainer, and whether algorithms are to be deterministic."""
     accelerator = (
         config.accelerator if config.accelerator != "auto" else ("gpu" if torch.cuda.is_available() else "cpu")
     )
     deterministic = config.deterministic if config.deterministic is not None else accelerator == "cpu"
-    torch.use_deterministic_algorithms(deterministic)
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=config.devices,
@@ -253,26 +300,18 @@ def _fit_network(s: Session, run: Path, console: Console) -> dict:
         num_sanity_val_steps=0,
         default_root_dir=run,
     )
-    if not engine.progress.stopped and engine.progress.step < total:
-        ranks = {"rank": trainer.global_rank, "world": world}
-        if config.compile:
-            s.task.loss = torch.compile(s.task.loss, dynamic=False)
-        try:
-            trainer.fit(s.task, _Stream(data, engine.progress.step, total, ranks))
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C and of SIGTERM
-            raise KeyboardInterrupt from stop
-    torch.use_deterministic_algorithms(False)
-    device = trainer.strategy.root_device
-    return {
-        "seconds": engine.progress.seconds,
-        "steps": engine.progress.step,
-        "samples": engine.progress.samples,
-        "device": device,
-        "world": world,
-        "best_step": engine.progress.best_step,
-        "deterministic": deterministic,
-        "rank": trainer.global_rank,
-    }
+    return trainer, deterministic
+
+
+def _smaller(s: Session) -> list[str]:
+    """What makes a training step take less memory, in the order in which to try it."""
+    size, config = s.config.batch_size, s.config
+    remedies = list(s.task.memory_remedies())
+    if size > 1:
+        remedies.append(f"set train.batch_size={size // 2} and train.accumulate={2 * config.accumulate}")
+    if config.precision == "32":
+        remedies.append("set train.precision=bf16-mixed")
+    return remedies
 
 
 class _Stream(L.LightningDataModule):
@@ -327,35 +366,18 @@ def _place(recipe_id: str, sample: bool) -> Path:
 
 
 def _new(place: Path, recipe: Recipe) -> Path:
-    place.mkdir(parents=True, exist_ok=True)
     while True:
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
         numbers = [int(found.group(1)) for path in place.iterdir() if (found := re.match(r"(\d+)-seed", path.name))]
         run = place / f"{max(numbers, default=0) + 1:03d}-seed{recipe.seed}"
-        try:
+        with suppress(FileExistsError, FileNotFoundError):  # another process took the number, or the empty folder away
             run.mkdir()
             return run
-        except FileExistsError:
-            continue  # another process took the number
 
 
 def _newest(place: Path) -> Path:
     for run in sorted(place.glob("*-seed*"), reverse=True) if place.is_dir() else []:
-        if _begun(run) and not (run / "record.json").is_file():
+        if (run / "recipe.yaml").is_file() and not (run / "record.json").is_file():
             return run
     raise ZooError(f"no unfinished run in {place}; start one without --resume")
-
-
-def _resumed(run: Path, source: str, overrides: list[str]) -> Recipe:
-    """The run's own recipe with machine settings of `overrides`; what would change the result is refused."""
-    require_begun(run)
-    saved = load(str(run / "recipe.yaml"))
-    recipe = load(str(run / "recipe.yaml"), overrides)
-    if not source.endswith((".yaml", ".yml")) and saved.id != source:
-        raise ZooError(f"{run} is a run of {saved.id}, not of {source}; `zoo train {saved.id} --resume {run}`")
-    for section, values in saved.scientific().items():
-        for key, value in values.items():
-            if recipe.scientific()[section][key] != value:
-                raise ZooError(f"{run}: was started with {section}.{key}={value}; drop the override or start a new run")
-    if recipe.seed != saved.seed:
-        raise ZooError(f"{run}: was started with seed={saved.seed}; drop the override or start a new run")
-    return recipe

@@ -75,6 +75,10 @@ class Task(L.LightningModule):
     def accept(self, dataset: Dataset) -> None:
         """Refuse, in one line, a model and data that do not go together under this task."""
 
+    def memory_remedies(self) -> tuple[str, ...]:
+        """What else of this task makes a training step smaller, as `set key=value`; told when memory runs out."""
+        return ()
+
     def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
         """Draw what the test rows show, and a few samples of `part`, into `folder`."""
 
@@ -114,6 +118,7 @@ class Task(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Lightning's hook."""
         loss = self.loss(batch)
+        self.step_loss = loss.detach()  # Lightning's own is divided by the batches of an optimiser step
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
