@@ -389,7 +389,7 @@ class _Fold(nn.Module):
 
 #: pieces of the authors' names and ours, in the order they are tried
 NAMES = (
-    (r"^(?:classifier|decoder\.final)\.", r"head."),
+    (r"^(?:classifier|decoder\.final(?:\.mlp\.0\.linear)?)\.", r"head."),
     (r"^(?:encoder\.)?(point_proj|pos_embed|msg|lrm|ca|dense|final_concat)\.", r"encoder.\1."),
     (r"^encoder\.point_proj", "encoder.embed"),
     (r"^encoder\.pos_embed", "encoder.place"),
@@ -403,7 +403,7 @@ NAMES = (
     (r"^decoder\.fold\.(\d)\.mlp\.1", r"folds.\1.second"),
     (r"^decoder\.fold\.(\d)\.mlp\.2\.linear", r"folds.\1.out"),
     (r"^decoder\.ca\.", "attention."),
-    (r"^decoder\.\w+\.(\d+)\.(?:bb\.)?building_blocks", r"decoder.\1.building_blocks"),
+    (r"^decoder\.fp\.(\d+)\.bb\.building_blocks", r"decoder.\1.building_blocks"),
     (r"^encoder\.along\.(\d+)\.building_blocks\.(\d)", r"encoder.along.\1.\2"),
     (r"building_blocks\.0", "first"),
     (r"building_blocks\.1", "second"),
