@@ -1,7 +1,7 @@
 """Language modelling: the next token of DNA, protein, SMILES or text.
 
-Training: mean cross entropy per token. Rows: summed negative log-likelihood and number of tokens per sequence. Token 0
-is padding and never a target.
+Training: mean cross entropy per token, at all positions in one pass, so that the model has to be causal. Rows: summed
+negative log-likelihood and number of tokens per sequence. Token 0 is padding and never a target.
 """
 
 from __future__ import annotations
@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..zoo.data.base import Part
+from ..zoo.backbones.base import Fitted
+from ..zoo.data.base import Dataset, Part
+from ..zoo.errors import ZooError
+from ..zoo.train.causality import assert_causal, outputs
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
+
+REMEDY = "choose a causal model, or causal mixers"
 
 
 class LanguageModel(Task):
@@ -20,6 +25,19 @@ class LanguageModel(Task):
 
     rows = "language_model"
     kinds = ("tokens",)
+
+    def accept(self, dataset: Dataset) -> None:
+        """The model must be causal; with the data prepared it is looked at as well."""
+        if not getattr(self.model, "causal", False):
+            raise ZooError(
+                f"{type(self.model).__name__} is not causal, so that it would read the token it is to predict; {REMEDY}"
+            )
+        if dataset.prepared and not isinstance(self.model, Fitted):
+            assert_causal(self.model, dataset.part("train"), outputs, REMEDY)
+
+    def accept_fitted(self, dataset: Dataset) -> None:
+        """A fitted model is given whole sequences too."""
+        assert_causal(self.model, dataset.part("train"), outputs, REMEDY)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy over target tokens; outputs (B, L, V), target (B, L)."""

@@ -20,7 +20,10 @@ from ..zoo.data.base import Dataset, Part
 from ..zoo.data.spec import Spec
 from ..zoo.errors import ZooError
 from ..zoo.nn.losses import chunked_cross_entropy
+from ..zoo.train.causality import assert_causal, features
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
+
+REMEDY = "set data.windows=per-prefix"
 
 
 class NextItem(Task):
@@ -65,17 +68,23 @@ class NextItem(Task):
         return (f"set task.loss_chunk={chunk}",) if 1 <= chunk < len(self.spec.inputs.vocabulary) else ()
 
     def accept(self, dataset: Dataset) -> None:
-        """Cut-offs are below the number of candidates; one pass over all positions needs a model that is causal."""
+        """Cut-offs are below the number of candidates; one pass over all positions needs a model that is causal.
+
+        Fitted models are given the past alone, and models that fill gaps are trained on what is hidden.
+        """
         candidates = self.spec.size("num_items") - len(self.never_trained)
         if max(self.topk) >= candidates:
             raise self._too_deep(f"{candidates} items that training saw")
         self.per_prefix = getattr(dataset, "windows", "") == "per-prefix"
         fills_gaps = hasattr(self.model, "fill_gaps")  # trains both ways by hidden items
-        if not (self.model.causal or fills_gaps) and getattr(dataset, "windows", "") == "all-positions":
+        if fills_gaps or isinstance(self.model, Fitted) or getattr(dataset, "windows", "") != "all-positions":
+            return
+        if not self.model.causal:
             raise ZooError(
-                f"{type(self.model).__name__} is not causal, so that one pass cannot train all positions; "
-                "set data.windows=per-prefix"
+                f"{type(self.model).__name__} is not causal, so that one pass cannot train all positions; {REMEDY}"
             )
+        if dataset.prepared:
+            assert_causal(self.model, dataset.part("train"), features, REMEDY)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross entropy over all positions with a target."""

@@ -22,6 +22,7 @@ from .data.spec import Inputs, Spec
 from .errors import ZooError
 from .files import hash_folder
 from .registry import entries, find
+from .train import causality
 from .train.optim import parameter_groups
 from .train.task import Task
 
@@ -357,24 +358,14 @@ def every_parameter_learns(key: str) -> None:
 
 
 def causal_means_causal(key: str) -> None:
-    """A model that states `causal` does not look at later steps: changing them leaves earlier features as they are."""
-    cls, adapter, model = _tiny(key)
+    """A model that states `causal` does not look at later steps, by the check that tasks make before training."""
+    _, adapter, model = _tiny(key)
     if isinstance(model, Fitted) or not model.causal:
         return
-    model.eval()
-    inputs = _inputs(model, adapter)
-    changed = [x.clone() for x in inputs]
-    half = inputs[0].shape[1] // 2
-    with torch.inference_mode():
-        for x, name in zip(changed, model.inputs, strict=True):
-            if x.ndim > 1 and name != "length":
-                x[:, half:] = x[:, half:].flip(1)
-        before, after = model.forward_features(*inputs), model.forward_features(*changed)
-    require(bool((before[:, half:] != after[:, half:]).any()), f"{key}: the check changed nothing")
-    require(
-        torch.equal(before[:, :half], after[:, :half]),
-        f"{key}: features depend on later steps though `causal` is stated",
+    moved = causality.assert_causal(
+        model, adapter.part("train"), causality.features, "mend the model, or state causal = False"
     )
+    require(moved, f"{key}: features do not change with the inputs, so that there was nothing to see")
 
 
 def evaluation_is_deterministic(key: str) -> None:

@@ -20,6 +20,7 @@ from ..data.base import Part
 from ..data.spec import Spec
 from ..errors import ZooError
 from ..files import atomic, write_json
+from ..mixers.base import Mixer
 
 
 class _Recorded(type):
@@ -78,8 +79,13 @@ class _Contract(metaclass=_Recorded):
 class Model(_Contract, nn.Module):
     """A network: an nn.Module with `forward_features`, `forward_head` and the constructor as its config."""
 
-    #: whether position t of `forward_features` depends on steps up to t alone, so that one pass trains all positions
-    causal: ClassVar[bool] = False
+    #: whether position t of `forward_features` depends on steps up to t alone, so that one pass trains all positions;
+    #: a fact of the model that was built, not of its class: see `mixers_are_causal`
+    causal: bool = False
+
+    def mixers_are_causal(self) -> bool:
+        """Whether every mixer in it is: what `causal` says of a model that looks along the sequence by mixers alone."""
+        return all(part.causal for part in self.modules() if isinstance(part, Mixer))
 
     def forward_features(self, *inputs: Tensor) -> Tensor:
         """Named inputs to features."""
@@ -129,8 +135,8 @@ class Model(_Contract, nn.Module):
 class Fitted(_Contract):
     """A model that is not a network: fitted once on the training part, state as arrays."""
 
-    #: fits and predicts on numpy arrays; never sees a gradient
-    causal: ClassVar[bool] = True
+    #: as a network's; a task that hands it whole sequences looks at its predictions
+    causal: bool = True
 
     def fit(self, part: Part, spec: Spec) -> None:
         """Learn from the training part."""

@@ -51,7 +51,7 @@ class Mamba4Rec(Recommender):
         """`num_items` without padding; `mixer` None: S6 with a state of 32; `hidden` None: 4 dim."""
         super().__init__()
         mixer = {"name": "s6", "d_state": 32} if mixer is None else mixer
-        self.causal, self.single = not bidirectional, layers == 1
+        self.single = layers == 1
         self.item = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.norm, self.dropout = nn.LayerNorm(dim, norm_eps), nn.Dropout(dropout)
         self.layers = nn.ModuleList(
@@ -59,6 +59,11 @@ class Mamba4Rec(Recommender):
         )
         nn.init.normal_(self.item.weight, std=init_std)
         self.clear_padding()
+
+    @property
+    def causal(self) -> bool:
+        """Whether all mixers are."""
+        return self.mixers_are_causal()
 
     def forward_features(self, items: Tensor, length: Tensor) -> Tensor:
         """Items (B, L) int64, 0 = padding at the right, length (B,); returns (B, L, dim)."""

@@ -49,7 +49,6 @@ class MambaLM(Model):
     inputs = ("tokens",)
     given = ("vocab_size",)
     tiny = {"dim": 32, "layers": 2}
-    causal = True
 
     def __init__(
         self,
@@ -96,6 +95,11 @@ class MambaLM(Model):
                     if out is not None:
                         out.div_(branches**0.5)
 
+    @property
+    def causal(self) -> bool:
+        """Whether all mixers are."""
+        return self.mixers_are_causal()
+
     def forward_features(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) int64 to (B, L, dim)."""
         return self.run(tokens)[0]
@@ -121,6 +125,8 @@ class MambaLM(Model):
 
     def init_states(self, batch: int) -> list[State]:
         """Every layer's state before the first token."""
+        if not self.causal:
+            raise ZooError("MambaLM: its mixers look at later tokens, so that it cannot go on token by token")
         weight = self.embedding.weight
         return [block.mixer.init_state(batch, dtype=weight.dtype, device=weight.device) for block in self.layers]
 

@@ -1,10 +1,13 @@
 """TiSASRec: time-interval-aware self-attention (Li, Wang and McAuley, WSDM 2020, doi:10.1145/3336191.3371786).
 
-    r_ij = min(k, floor(|T_i - T_j| / r_min)),  r_min the smallest gap of the user above zero (eq. 4, 5) e_ij = q_i
-    (E[item_j] W_K + R^K[r_ij] + P^K[j]) / sqrt(d);   z_i = sum_j softmax(e)_ij (E[item_j] W_V + R^V[r_ij] + P^V[j])
+    r_ij = min(k, floor(|T_i - T_j| / r_min)),  r_min the smallest gap of the user above zero (eq. 4, 5)
+    e_ij = q_i (E[item_j] W_K + R^K[r_ij] + P^K[j]) / sqrt(d)
+    z_i = sum_j softmax(e)_ij (E[item_j] W_V + R^V[r_ij] + P^V[j])
 
-Gaps are taken as int64 and scaled per user before anything is rounded. A reproduction that feeds raw seconds as float32
-(64 apart near 1e9) and clips at 256 sees five different values; that is what `scale="seconds"` does, for comparison.
+Gaps are taken as int64 and scaled per user before anything is rounded. In the paper r_min is that of the user's whole
+sequence, which lets early steps know of later gaps; here it is the smallest gap up to the later of the two events, and
+`scale="window"` is the paper's, trained per prefix. A reproduction that feeds raw seconds as float32 (64 apart near
+1e9) and clips at 256 sees five different values; that is what `scale="seconds"` does, for comparison.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ class TiSASRec(Recommender):
     inputs = ("items", "times", "length")
     given = ("num_items", "max_len")
     tiny = {"dim": 32, "hidden": 64, "layers": 1, "dropout": 0.1, "intervals": 64}
-    causal = True
 
     def __init__(
         self,
@@ -41,7 +43,7 @@ class TiSASRec(Recommender):
         heads: int = 2,
         hidden: int = 256,
         intervals: int = 256,
-        scale: Literal["user", "seconds"] = "user",
+        scale: Literal["user", "window", "seconds"] = "user",
         dropout: float = 0.2,
         norm_eps: float = 1e-12,
         init_std: float = 0.02,
@@ -50,7 +52,7 @@ class TiSASRec(Recommender):
         super().__init__()
         if dim % heads:
             raise ZooError(f"tisasrec: dim {dim} is no multiple of heads {heads}; change one of them")
-        self.intervals, self.scale = intervals, scale
+        self.intervals, self.scale, self.causal = intervals, scale, scale != "window"
         self.item = nn.Embedding(num_items + 1, dim, padding_idx=0)
         self.dropout = nn.Dropout(dropout)
         self.place_k, self.place_v = nn.Embedding(max_len, dim), nn.Embedding(max_len, dim)
@@ -69,8 +71,11 @@ class TiSASRec(Recommender):
             step = (times[:, 1:] - times[:, :-1]).abs()
             large = torch.iinfo(torch.int64).max
             step = torch.where((step > 0) & real[:, 1:], step, large)
-            smallest = step.amin(1, keepdim=True) if times.shape[1] > 1 else torch.full_like(times[:, :1], large)
-            smallest = torch.where(smallest == large, 1, smallest)[..., None]
+            step = torch.cat([torch.full_like(times[:, :1], large), step], 1)
+            seen = torch.ones(2 * times.shape[1:], dtype=torch.bool, device=times.device).tril()
+            so_far = torch.where(seen | (self.scale == "window"), step[:, None], large).amin(2)
+            smallest = torch.minimum(so_far[:, :, None], so_far[:, None])  # it never rises: that of the later event
+            smallest = torch.where(smallest == large, 1, smallest)
             apart = ((times[:, :, None] - times[:, None]).abs() // smallest).clamp(max=self.intervals)
         return torch.where(real[:, :, None] & real[:, None], apart, 0)
 

@@ -290,6 +290,11 @@ class Dataset:
         return parts[name]
 
     @property
+    def prepared(self) -> bool:
+        """Whether the parts are there: predicting needs none."""
+        return self._prepared is not None
+
+    @property
     def parts(self) -> dict[str, Part]:
         """All parts of the split."""
         self.prepare()

@@ -216,6 +216,7 @@ def _fit_fitted(s: Session) -> dict:
     seed_all(s.seed, "fit")
     with fits(f"in fitting {s.recipe.model['name']} on {count} samples", "give fewer", "use a machine with more"):
         s.task.model.fit(s.dataset.part("train"), s.spec)
+    s.task.accept_fitted(s.dataset)
     return {"seconds": time.perf_counter() - began, "steps": 0, "samples": count, "device": "cpu", "world": 1}
 
 

@@ -79,6 +79,9 @@ class Task(L.LightningModule):
         """What else of this task makes a training step smaller, as `set key=value`; told when memory runs out."""
         return ()
 
+    def accept_fitted(self, dataset: Dataset) -> None:
+        """The same for what shows only when a model that is not a network is fitted."""
+
     def pictures(self, folder: Path, rows: Rows, part: Part) -> None:
         """Draw what the test rows show, and a few samples of `part`, into `folder`."""
 
