@@ -357,6 +357,21 @@ def every_parameter_learns(key: str) -> None:
     )
 
 
+def pooled_features_are_what_the_head_sees(key: str) -> None:
+    """Each sample has one vector; where the output is one for each sample as well, it is the head of that vector."""
+    _, adapter, model = _tiny(key)
+    if isinstance(model, Fitted):
+        return
+    inputs = _inputs(model, adapter)
+    with torch.inference_mode():
+        pooled, outputs = model.eval().pooled_features(*inputs), model(*inputs)
+        require(pooled.ndim == 2 and len(pooled) == len(inputs[0]), f"{key}: pooled features {tuple(pooled.shape)}")
+        require(
+            outputs.ndim != 2 or torch.allclose(model.forward_head(pooled), outputs, atol=1e-5),
+            f"{key}: the head of its pooled features is not its output",
+        )
+
+
 def causal_means_causal(key: str) -> None:
     """A model that states `causal` does not look at later steps, by the check that tasks make before training."""
     _, adapter, model = _tiny(key)
@@ -380,6 +395,7 @@ MODEL_CHECKS = (
     wrong_kind_is_refused,
     saving_keeps_the_outputs,
     every_parameter_learns,
+    pooled_features_are_what_the_head_sees,
     causal_means_causal,
     evaluation_is_deterministic,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..mixers.base import last_valid
 from .base import Model
 
 
@@ -28,6 +29,12 @@ class Recommender(Model):
         if self.item.padding_idx is not None:
             with torch.no_grad():
                 self.item.weight[0].zero_()
+
+    def pooled_features(self, *inputs: Tensor) -> Tensor:
+        """Features (B, dim) behind each user's last event."""
+        given = dict(zip(self.inputs, inputs, strict=True))
+        length = given["length"] if "length" in given else (given["items"] != 0).sum(1).clamp(min=1)
+        return last_valid(self.forward_features(*inputs), length)
 
     def item_scorer(self) -> tuple[Tensor, Tensor | None]:
         """Weight (num_items + 1, dim) and bias (num_items + 1,) of the scores; row 0 is padding."""

@@ -99,6 +99,20 @@ class Model(_Contract, nn.Module):
         """The tensors named in `inputs`, in order, to outputs."""
         return self.forward_head(self.forward_features(*inputs))
 
+    def pooled_features(self, *inputs: Tensor) -> Tensor:
+        """One vector (B, dim) for each sample, as the last layer sees it: what `zoo predict --features` writes.
+
+        Here what `forward_features` gives. A model whose features have steps or points pools them as its head does, and
+        says how in its own `pooled_features`.
+        """
+        features = self.forward_features(*inputs)
+        if features.ndim != 2:
+            raise ZooError(
+                f"{type(self).__name__} gives features {tuple(features.shape)}, not one vector for each sample; "
+                "implement pooled_features() in it"
+            )
+        return features
+
     def init_states(self, batch: int) -> list[dict[str, Tensor]]:
         """States before the first event or token, for models that offer `step`; others refuse."""
         raise ZooError(

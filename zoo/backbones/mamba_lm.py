@@ -104,6 +104,16 @@ class MambaLM(Model):
         """Tokens (B, L) int64 to (B, L, dim)."""
         return self.run(tokens)[0]
 
+    def pooled_features(self, tokens: Tensor) -> Tensor:
+        """Features (B, dim) of the last token that is no padding (0), or the mean over all if it is not causal."""
+        place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        length = torch.where(tokens != 0, place, 0).amax(1).clamp(min=1)
+        if self.causal:
+            return last_valid(self.forward_features(tokens), length)
+        ctx = SeqContext(lengths=length)
+        features, _ = self.run(tokens, ctx)
+        return (features * ctx.valid(tokens.shape[1])[..., None]).sum(1) / length[:, None]
+
     def forward_head(self, features: Tensor) -> Tensor:
         """Features (..., dim) to logits (..., vocab_size)."""
         weight = self.embedding.weight if self.lm_head is None else self.lm_head.weight

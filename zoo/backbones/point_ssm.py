@@ -321,6 +321,10 @@ class PointSegmenter(_PointModel):
             x = block(torch.cat([x, features[level]], -1))
         return x
 
+    def pooled_features(self, points: Tensor) -> Tensor:
+        """The maximum (B, widths[-1]) over the points of what the head sees."""
+        return self.forward_features(points).amax(1)
+
     def forward_head(self, features: Tensor) -> Tensor:
         """Features to scores (B, N, num_outputs)."""
         return self.head(features)
@@ -357,7 +361,7 @@ class PointCompleter(_PointModel):
         self.register_buffer("grid", grid, persistent=False)
 
     def forward_features(self, points: Tensor, category: Tensor) -> Tensor:
-        """Points (B, N, 3) and classes (B,) int64 to codes (B, dense[-1])."""
+        """Points (B, N, 3) and classes (B,) int64 to codes (B, dense[-1]), from which the folds start."""
         return self.encoder(points, self.condition(category))[0]
 
     def condition(self, category: Tensor) -> Tensor:

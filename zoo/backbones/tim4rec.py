@@ -109,6 +109,10 @@ class TiM4Rec(Recommender):
         """Features (B, dim) behind the last event: the last layer makes that step alone."""
         return self._run(items, times, length, last=True)
 
+    def pooled_features(self, items: Tensor, times: Tensor, length: Tensor) -> Tensor:
+        """Those behind the last event."""
+        return self.last_features(items, times, length)
+
     def _run(self, items: Tensor, times: Tensor, length: Tensor, last: bool) -> Tensor:
         x = self.norm(self.dropout(self.item(items)))
         tau = None if self.track is None else self.track(times, length)

@@ -233,13 +233,7 @@ def _features(s: Session, part: Part) -> dict[str, np.ndarray]:
         raise ZooError(f"{s.recipe.model['name']} is no network and has no features; leave --features out")
     found = []
     for batch in _batches(s, part):
-        features = s.task.model.forward_features(*s.task.inputs(batch))
-        if features.ndim == 3 and s.spec.inputs.kind == "points":
-            features = features.amax(1)
-        elif features.ndim == 3:  # a sequence: its last valid step stands for it
-            last = batch["length"] - 1 if "length" in batch else torch.full((len(features),), features.shape[1] - 1)
-            features = features[torch.arange(len(features)), last]
-        found.append(features.float().cpu().numpy())
+        found.append(s.task.model.pooled_features(*s.task.inputs(batch)).float().cpu().numpy())
     matrix = np.concatenate(found)
     return {"id": part.ids, **{f"f{i}": matrix[:, i] for i in range(matrix.shape[1])}}
 

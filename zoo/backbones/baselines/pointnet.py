@@ -117,3 +117,7 @@ class PointNetSegmenter(_Featured):
         """Points (B, N, 3) and, where there are any, their features to features (B, N, widths[1])."""
         f, g = self.body(points, features)
         return self.points(torch.cat([f, g[:, :, None].expand(-1, -1, f.shape[2])], 1)).transpose(1, 2)
+
+    def pooled_features(self, points: Tensor, *features: Tensor) -> Tensor:
+        """The maximum (B, widths[1]) over the points of what the head sees."""
+        return self.forward_features(points, *features).amax(1)
