@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ZooError
+from ..errors import BadArgument, ZooError
 from ..files import read_json
 from ..mixers import create_mixer
 from ..mixers.base import SeqContext, State, last_valid
 from ..nn.norm import RMSNorm
 from ..ops.backends import fast_row
+from ..ops.checks import expect, expect_integers
+from ._mamba_published import read_config, read_weights, rename
 from .base import Model
 
 STATE = frozenset({"state"})
@@ -65,14 +67,16 @@ class MambaLM(Model):
         tied: bool = True,
         vocab_multiple: int = 8,
         dropout: float = 0.0,
+        residual_in_fp32: bool = True,
     ):
         """`mixer` (a name, or a mapping of name and arguments) in every layer; `attention` in `attention_layers`.
 
         `mixers` states every layer's mixer instead; `hidden` > 0 adds an MLP to each layer; `tied`: the head is the
-        embedding; `dropout` on each residual branch.
+        embedding; `dropout` on each residual branch; `residual_in_fp32`: what the layers add to is in float32 where the
+        model is in bfloat16, as in the released code.
         """
         super().__init__()
-        self.vocab_size, self.dim = vocab_size, dim
+        self.vocab_size, self.dim, self.residual_in_fp32 = vocab_size, dim, residual_in_fp32
         if mixers is None:
             attention = (
                 {"name": "attention", "heads": max(1, dim // 64), "rope": 10_000.0} if attention is None else attention
@@ -115,9 +119,9 @@ class MambaLM(Model):
         return (features * ctx.valid(tokens.shape[1])[..., None]).sum(1) / length[:, None]
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Features (..., dim) to logits (..., vocab_size)."""
-        weight = self.embedding.weight if self.lm_head is None else self.lm_head.weight
-        return (features @ weight.T)[..., : self.vocab_size]
+        """Features (..., dim) to logits (..., vocab_size); a tied head is the embedding's weight itself."""
+        logits = features @ self.embedding.weight.T if self.lm_head is None else self.lm_head(features)
+        return logits[..., : self.vocab_size]
 
     def run(
         self,
@@ -128,16 +132,21 @@ class MambaLM(Model):
     ) -> tuple[Tensor, list[State]]:
         """Features and, if "state" is wanted, every layer's state; with `states` it goes on from there."""
         x, after = self.embedding(tokens), []
+        dtype, x = x.dtype, self._stream(x)
         for block, state in zip(self.layers, [None] * len(self.layers) if states is None else states, strict=True):
-            x, state = block(x, ctx, state, want)
+            x, state = block(x, ctx, state, want, dtype)
             after.append(state)
-        return self.norm_f(x), after if "state" in want else []
+        return self.norm_f(x).to(dtype), after if "state" in want else []
+
+    def _stream(self, x: Tensor) -> Tensor:
+        """What the layers add to, in float32 or wider unless it is to be as wide as the model."""
+        return x.to(torch.promote_types(x.dtype, torch.float32)) if self.residual_in_fp32 else x
 
     def init_states(self, batch: int) -> list[State]:
         """Every layer's state before the first token."""
         if not self.causal:
             raise ZooError("MambaLM: its mixers look at later tokens, so that it cannot go on token by token")
-        weight = self.embedding.weight
+        weight = next(self.embedding.parameters())
         return [block.mixer.init_state(batch, dtype=weight.dtype, device=weight.device) for block in self.layers]
 
     def step(self, token: Tensor, states: list[State], compiled: bool = False) -> tuple[Tensor, list[State]]:
@@ -148,10 +157,11 @@ class MambaLM(Model):
         step = _compiled_step() if compiled else _Block.step
         x, after = self.embedding(token), []
         with fast_row(x):
+            dtype, x = x.dtype, self._stream(x)
             for block, state in zip(self.layers, states, strict=True):
-                x, state = step(block, x, state)
+                x, state = step(block, x, state, dtype)
                 after.append(state)
-            return self.forward_head(self.norm_f(x)), after
+            return self.forward_head(self.norm_f(x).to(dtype)), after
 
     @torch.inference_mode()
     def generate(
@@ -168,10 +178,14 @@ class MambaLM(Model):
     ) -> Tensor:
         """Continue prompts (B, L), of `lengths` (B,) if they differ, by `steps` tokens: (B, steps).
 
-        Temperature 0 takes the most probable token; otherwise one is drawn, from the `top_k` most probable or from the
-        fewest whose probability reaches `top_p`. Memory is that of the states, constant in `steps` for recurrent ones.
-        `compiled` as in `step`.
+        Temperature 0 takes the most probable token; otherwise one is drawn, from the `top_k` most probable (None or 0:
+        all) or from the fewest whose probability reaches `top_p`. Memory is that of the states, constant in `steps` for
+        recurrent ones. `compiled` as in `step`.
         """
+        self._check_generation(prompt, steps, lengths)
+        check_sampling(temperature, top_k, top_p)
+        if not (steps and len(prompt)):
+            return prompt.new_zeros(len(prompt), steps, dtype=torch.int64)
         draw = torch.Generator(prompt.device).manual_seed(seed)
         ctx = None if lengths is None else SeqContext(lengths=lengths)
         features, states = self.run(prompt, ctx, want=STATE)
@@ -182,6 +196,27 @@ class MambaLM(Model):
                 logits, states = self.step(made[-1], states, compiled)
         return torch.stack(made, 1)
 
+    def _check_generation(self, prompt: Tensor, steps: int, lengths: Tensor | None) -> None:
+        if not self.causal:
+            raise ZooError("MambaLM.generate: its mixers look at later tokens; choose causal ones")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise BadArgument(f"generate: steps: expected a whole number from 0, got {steps!r}")
+        expect("generate", "prompt", prompt, len(prompt), "L")
+        expect_integers("generate", "prompt", prompt)
+        strange = prompt[(prompt < 0) | (prompt >= self.vocab_size)]
+        if len(strange):
+            raise BadArgument(
+                f"generate: prompt: expected tokens from 0 to {self.vocab_size - 1}, got {int(strange[0])}"
+            )
+        if lengths is None:
+            return
+        expect("generate", "lengths", lengths, len(prompt))
+        expect_integers("generate", "lengths", lengths)
+        if bool(((lengths < 1) | (lengths > prompt.shape[1])).any()):
+            raise BadArgument(
+                f"generate: lengths: expected 1 to {prompt.shape[1]}, the prompt's steps, got {lengths.tolist()[:8]}"
+            )
+
     @classmethod
     def from_original(cls, weights: dict[str, Tensor], **config) -> MambaLM:
         """A model from published weights, of either layout; `config` are constructor arguments."""
@@ -189,7 +224,7 @@ class MambaLM(Model):
         own = {rename(name): tensor for name, tensor in weights.items()}
         if model.lm_head is None and "lm_head.weight" in own:
             head = own.pop("lm_head.weight")
-            if not torch.equal(head, own["embedding.weight"]):
+            if not torch.equal(head, own.setdefault("embedding.weight", head)):
                 raise ZooError("the checkpoint's head is not its embedding; build the model with tied=False")
         missing, unknown = model.load_state_dict(own, strict=False)
         if missing or unknown:
@@ -218,17 +253,18 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, ctx: SeqContext | None, state: State | None, want: frozenset
+        self, x: Tensor, ctx: SeqContext | None, state: State | None, want: frozenset, dtype: torch.dtype
     ) -> tuple[Tensor, State | None]:
-        out = self.mixer(self.norm(x), ctx, state, want & STATE)
-        return self._add_mlp(x + self.dropout(out.y)), out.state
+        """The stream x (B, L, dim), whatever its dtype; branches compute in `dtype`."""
+        out = self.mixer(self.norm(x.to(dtype)), ctx, state, want & STATE)
+        return self._add_mlp(x + self.dropout(out.y), dtype), out.state
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        out = self.mixer.step(self.norm(x), None, state)
-        return self._add_mlp(x + out.y), out.state
+    def step(self, x: Tensor, state: State, dtype: torch.dtype) -> tuple[Tensor, State]:
+        out = self.mixer.step(self.norm(x.to(dtype)), None, state)
+        return self._add_mlp(x + out.y, dtype), out.state
 
-    def _add_mlp(self, x: Tensor) -> Tensor:
-        return x if self.mlp is None else x + self.dropout(self.mlp(self.norm2(x)))
+    def _add_mlp(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x if self.mlp is None else x + self.dropout(self.mlp(self.norm2(x.to(dtype))))
 
 
 @functools.cache
@@ -249,73 +285,26 @@ class GatedMLP(nn.Module):
         return self.fc2(y * nn.functional.silu(gate))
 
 
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise `BadArgument` for what no draw can follow."""
+    if not 0 <= temperature < float("inf"):
+        raise BadArgument(f"generate: temperature: expected a number from 0, got {temperature}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
+        raise BadArgument(f"generate: top_k: expected a whole number from 1, or 0 or None for no limit, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise BadArgument(f"generate: top_p: expected a probability above 0, up to 1, got {top_p}")
+
+
 def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, draw: torch.Generator) -> Tensor:
     """A token (B,) from logits (B, V)."""
+    check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature
-    if top_k is not None:
+    if top_k:
         logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -torch.inf)
     if top_p is not None:
         ordered, index = logits.softmax(-1).sort(descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p  # what comes before a token reaches top_p already
         logits = logits.masked_fill(outside.gather(1, index.argsort(-1)), -torch.inf)
     return torch.multinomial(logits.softmax(-1), 1, generator=draw).squeeze(1)
-
-
-def rename(name: str) -> str:
-    """A published parameter's name as ours."""
-    return name.removeprefix("backbone.").replace("embeddings.weight", "embedding.weight")
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a published folder."""
-    from safetensors.torch import load_file
-
-    shards = sorted(folder.glob("model*.safetensors"))
-    if shards:
-        return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
-    if (folder / "pytorch_model.bin").is_file():
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    raise ZooError(f"{folder}: no model.safetensors and no pytorch_model.bin; give the folder of a published model")
-
-
-def read_config(published: dict) -> dict:
-    """Constructor arguments from a published `config.json`, of state-spaces or of transformers."""
-    kind = published.get("model_type")
-    if kind == "mamba":
-        mixer = {
-            "name": "s6", "d_state": published["state_size"], "d_conv": published["conv_kernel"],
-            "expand": published["expand"], "dt_rank": published["time_step_rank"], "bias": published["use_bias"],
-            "conv_bias": published["use_conv_bias"],
-        }  # fmt: skip
-    elif kind == "mamba2":
-        mixer = {
-            "name": "ssd", "d_state": published["state_size"], "d_conv": published["conv_kernel"],
-            "expand": published["expand"], "head_dim": published["head_dim"], "groups": published["n_groups"],
-            "bias": published["use_bias"], "conv_bias": published["use_conv_bias"],
-            "dt_limit": tuple(float(bound) for bound in published["time_step_limit"]),
-            "norm_eps": published["layer_norm_epsilon"],
-        }  # fmt: skip
-    elif kind is not None:
-        raise ZooError(f"config.json: model_type '{kind}' is neither mamba nor mamba2; give a Mamba folder")
-    if kind is not None:
-        return {
-            "vocab_size": published["vocab_size"], "dim": published["hidden_size"], "mixer": mixer, "vocab_multiple": 1,
-            "layers": published["num_hidden_layers"], "norm_eps": published["layer_norm_epsilon"],
-            "tied": published.get("tie_word_embeddings", kind == "mamba"),
-        }  # fmt: skip
-    if published.get("attn_layer_idx"):
-        raise ZooError(
-            "config.json: attn_layer_idx: published attention layers carry a convolution that this model has not; "
-            "give a folder without attention layers"
-        )
-    given = dict(published.get("ssm_cfg") or {})
-    name = {"Mamba1": "s6", "Mamba2": "ssd"}[given.pop("layer", "Mamba1")]
-    names = {"headdim": "head_dim", "ngroups": "groups", "chunk_size": "chunk", "A_init_range": "A_range"}
-    return {
-        "vocab_size": published["vocab_size"], "dim": published["d_model"], "layers": published["n_layer"],
-        "mixer": {"name": name, **{names.get(key, key): value for key, value in given.items()}},
-        "hidden": published.get("d_intermediate", 0), "tied": published.get("tie_embeddings", True),
-        "vocab_multiple": published.get("pad_vocab_size_multiple", 8),
-    }  # fmt: skip
