@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from . import metrics
 from .backbones.base import Fitted, Model, parameter_count
@@ -21,6 +22,7 @@ from .data.base import Dataset, Part
 from .data.spec import Inputs, Spec
 from .errors import ZooError
 from .files import hash_folder
+from .mixers.base import Mixer
 from .registry import entries, find
 from .train import causality
 from .train.optim import parameter_groups
@@ -383,6 +385,55 @@ def causal_means_causal(key: str) -> None:
     require(moved, f"{key}: features do not change with the inputs, so that there was nothing to see")
 
 
+class _Other(nn.Module):
+    """Stands in another layer's place and gives something else; has none of its attributes."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        out = self.inner(*args, **kwargs)
+        y = out[0] if isinstance(out, tuple) else out
+        pattern = torch.arange(y.numel(), dtype=y.dtype, device=y.device).sin().view_as(y)
+        return (y + pattern, *out[1:]) if isinstance(out, tuple) else y + pattern
+
+
+def layers_can_be_replaced(key: str) -> None:
+    """Whatever stands in a layer's place (LoRA, int8) takes effect: no weight is read past its module.
+
+    The embedding that a tied head multiplies by is the exception. Layers within mixers are under the law of mixers.
+    """
+    _, adapter, model = _tiny(key)
+    if isinstance(model, Fitted):
+        return
+    inputs, seen = _inputs(model, adapter, 2), set()
+    model.eval()
+    with torch.inference_mode():
+        before = model(*inputs)
+        for name, layer in list(model.named_modules()):
+            place, _, last = name.rpartition(".")
+            parent = model.get_submodule(place)
+            kind = type(parent), place if isinstance(parent, (nn.Sequential, nn.ModuleList)) else "", last
+            a_layer = type(layer).__module__.startswith(("torch.nn.", f"{__package__}.nn."))
+            if kind in seen or not a_layer or not layer._parameters:
+                continue
+            above = [model.get_submodule(name[:end]) for end, mark in enumerate(name) if mark == "."]
+            idle = {f"{name}.{parameter}" for parameter in layer._parameters} <= model.idle()
+            if idle or any(isinstance(module, Mixer) for module in above):
+                continue
+            seen.add(kind)
+            setattr(parent, last, _Other(layer))
+            try:
+                after = model(*inputs)
+            except AttributeError as error:
+                require(model.tied() == name, f"{key}: something in the place of {name} breaks it: {error}")
+                continue
+            finally:
+                setattr(parent, last, layer)
+            require(not torch.equal(before, after), f"{key}: something in the place of {name} takes no effect")
+
+
 def evaluation_is_deterministic(key: str) -> None:
     """Two evaluations give the same outputs; dropout is off."""
     _, adapter, model = _tiny(key)
@@ -397,6 +448,7 @@ MODEL_CHECKS = (
     every_parameter_learns,
     pooled_features_are_what_the_head_sees,
     causal_means_causal,
+    layers_can_be_replaced,
     evaluation_is_deterministic,
 )
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ..mixers.base import take
 from ..mixers.s6 import S6, initial_dt_bias
-from ..ops.causal_conv1d import causal_conv1d
+from ..nn.effective import causal_conv
 from ..ops.selective_scan import selective_scan
 
 GROUPS = 8
@@ -81,7 +81,7 @@ class Along(nn.Module):
 
     def __init__(self, dim: int, paths: int, d_state: int, condition: int | None = None, d_conv: int = 4):
         super().__init__()
-        inner, self.rank, self.d_state, self.paths = 2 * dim, -(-dim // 16), d_state, paths
+        inner, self.rank, self.d_state, self.paths, self.d_conv = 2 * dim, -(-dim // 16), d_state, paths, d_conv
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
         self.x_proj = nn.Parameter(torch.empty(paths, self.rank + 2 * d_state, inner))
@@ -100,7 +100,7 @@ class Along(nn.Module):
     def forward(self, x: Tensor, orders: Tensor, inverses: Tensor, c: Tensor | None = None) -> Tensor:
         """Points (B, L, dim); orders and inverses (B, paths, L)."""
         a, z = self.in_proj(x).chunk(2, dim=-1)
-        a = F.leaky_relu(causal_conv1d(a, self.conv1d.weight.squeeze(1), self.conv1d.bias)[0])
+        a = F.leaky_relu(causal_conv(self.conv1d, self.d_conv, a))
         along = torch.stack([take(a, order) for order in orders.unbind(1)], 2)  # (B, L, K, E)
         r, B, C = torch.einsum("blke,kfe->blkf", along, self.x_proj).split([self.rank, *2 * [self.d_state]], -1)
         wide = torch.promote_types(x.dtype, torch.float32)

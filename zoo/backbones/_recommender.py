@@ -30,6 +30,10 @@ class Recommender(Model):
             with torch.no_grad():
                 self.item.weight[0].zero_()
 
+    def tied(self) -> str:
+        """The items."""
+        return "item"
+
     def pooled_features(self, *inputs: Tensor) -> Tensor:
         """Features (B, dim) behind each user's last event."""
         given = dict(zip(self.inputs, inputs, strict=True))

@@ -124,6 +124,10 @@ class Model(_Contract, nn.Module):
         """Names of parameters that no output depends on, kept because published counts hold them."""
         return set()
 
+    def tied(self) -> str | None:
+        """Name of the embedding whose weight the head multiplies by: the one layer that nothing can stand in for."""
+        return None
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides vectors and scalars (norms, biases)."""
         return set()

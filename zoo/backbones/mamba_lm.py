@@ -108,6 +108,10 @@ class MambaLM(Model):
         """Tokens (B, L) int64 to (B, L, dim)."""
         return self.run(tokens)[0]
 
+    def tied(self) -> str | None:
+        """The tokens, unless the head has a weight of its own."""
+        return "embedding" if self.lm_head is None else None
+
     def pooled_features(self, tokens: Tensor) -> Tensor:
         """Features (B, dim) of the last token that is no padding (0), or the mean over all if it is not causal."""
         place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)

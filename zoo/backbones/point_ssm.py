@@ -366,7 +366,7 @@ class PointCompleter(_PointModel):
 
     def condition(self, category: Tensor) -> Tensor:
         """Classes (B,) int64 to their embedding (B, condition)."""
-        hot = F.one_hot(category, self.num_categories).to(self.embed1.weight.dtype)
+        hot = F.one_hot(category, self.num_categories).to(self.grid.dtype)
         return self.embed2(F.relu(self.embed1(hot)))
 
     def forward(self, points: Tensor, category: Tensor) -> Tensor:

@@ -30,9 +30,10 @@ from torch.nn import functional as F
 
 from ..mixers.base import SeqContext, State, take
 from ..mixers.ssd import SSD
-from ..ops.causal_conv1d import causal_conv1d
+from ..nn.effective import affine, causal_conv
 from ._recommender import Recommender
 
+TAPS = 4  # of the track's convolutions
 EPS_FFN = 1e-12  # the published FFN's norm keeps its own, whatever norm_eps is
 
 
@@ -223,11 +224,11 @@ class _Gaps(nn.Module):
         if self.causal:
             gap = F.pad(times[:, 1:] - times[:, :-1], (1, 0))
             real = torch.arange(times.shape[1], device=times.device) < length[:, None]
-            gap = torch.where(real, gap, 0).to(self.norm.weight.dtype)
+            gap = torch.where(real, gap, 0).to(next(self.norm.parameters()).dtype)
             gap = gap.clamp(min=0).log1p() if self.log else gap
         else:  # as published: of float32 times, through the padding
             raw = times.to(torch.float32)
-            gap = F.pad(raw[:, 1:] - raw[:, :-1], (1, 0)).to(self.norm.weight.dtype)
+            gap = F.pad(raw[:, 1:] - raw[:, :-1], (1, 0)).to(next(self.norm.parameters()).dtype)
         return self.norm(self.dropout(gap)[:, None]).expand(-1, self.heads, -1)
 
 
@@ -237,16 +238,16 @@ class _Track(nn.Module):
     def __init__(self, length: int, heads: int, dropout: float, eps: float, causal: bool, per_step: bool):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(length, length), nn.Linear(length, length)
-        self.conv1, self.conv2 = (nn.Conv1d(heads, heads, 4, groups=heads) for _ in range(2))
+        self.conv1, self.conv2 = (nn.Conv1d(heads, heads, TAPS, groups=heads) for _ in range(2))
         self.gate, self.norm = nn.Linear(length, length if per_step else 1), _TimeNorm(length, eps, causal)
-        self.dropout, self.causal = nn.Dropout(dropout), causal
+        self.dropout, self.causal, self.per_step, self.length = nn.Dropout(dropout), causal, per_step, length
 
     def forward(self, tau: Tensor) -> Tensor:
         """Tau (B, H, L) to u (B, L, H)."""
         u = tau * self._mix(self.fc2, F.silu(self._mix(self.fc1, self.dropout(tau))))
         u = u.transpose(1, 2)
         for conv in (self.conv1, self.conv2):
-            u = F.hardswish(causal_conv1d(u, conv.weight.squeeze(1), conv.bias)[0])
+            u = F.hardswish(causal_conv(conv, TAPS, u))
         return u
 
     def following(self, tau: Tensor, u: Tensor) -> Tensor:
@@ -259,12 +260,14 @@ class _Track(nn.Module):
         steps = tau.shape[-1]
         if not self.causal:
             return layer(tau)
-        return F.linear(tau, layer.weight[:steps, :steps].tril(), layer.bias[:steps])
+        weight, bias = affine(layer, tau.new_empty(self.length))
+        return F.linear(tau, weight[:steps, :steps].tril(), bias[:steps])
 
     def _gate(self, tau: Tensor) -> Tensor:
-        if len(self.gate.weight) > 1 or not self.causal:
+        if self.per_step or not self.causal:
             return self._mix(self.gate, tau)
-        return (tau * self.gate.weight[0, : tau.shape[-1]]).cumsum(-1) + self.gate.bias  # what is known at each step
+        weight, bias = affine(self.gate, tau.new_empty(self.length))
+        return (tau * weight[0, : tau.shape[-1]]).cumsum(-1) + bias  # what is known at each step
 
 
 def _rename(name: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...geometry.neighbours import gather, knn
+from ...nn.effective import affine
 from ._points import Headed, dense
 
 SLOPE = 0.2
@@ -28,7 +29,8 @@ class _EdgeConv(nn.Module):
         """Points (B, N, dim) to (B, N, out)."""
         with torch.no_grad():
             _, near = knn(x, x, self.k)
-        there, here = self.linear.weight.chunk(2, 1)
+        weight, _ = affine(self.linear, x.new_empty(2 * x.shape[-1]))
+        there, here = weight.chunk(2, 1)
         edges = gather(x @ there.T, near) + (x @ (here - there).T)[:, :, None]
         edges = F.leaky_relu(self.norm(edges.flatten(0, 2)).view_as(edges), SLOPE)
         return edges.amax(2)
