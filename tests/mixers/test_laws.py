@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from statezoo.zoo.mixers import MIXERS, create_mixer, laws
-from statezoo.zoo.mixers.wrappers import Bidirectional
+from statezoo.zoo.mixers.wrappers import Bidirectional, MultiPath
 from statezoo.zoo.ops.backends import use_backend
 
 CASES = {
@@ -89,9 +89,18 @@ def test_wrapped_mixers_keep_the_laws(case, tied, merge):
         torch.manual_seed(3)
         return wrapped()
 
-    for law in ("packed", "padding", "gradients", "saving", "poisoned"):
+    for law in ("packed", "padding", "gradients", "saving", "poisoned", "parts"):
         assert laws.LAWS[law](seeded) is None
     laws.agree(seeded, "torch")
+
+
+def test_a_wrapped_mixer_keeps_the_number_of_its_decays():
+    for wrapper in (Bidirectional(make("ssd")), MultiPath(make("ssd"), 2)):
+        scales = wrapper.scales()
+        for name, module in list(wrapper.named_modules()):
+            if type(module).__name__ == "SSD":
+                wrapper.set_submodule(name, laws.Changed(module))
+        assert wrapper.scales() == scales == build("ssd").scales()
 
 
 # float32 and bfloat16 against float64: relative error of the whole output, ||y - y64|| / ||y64||

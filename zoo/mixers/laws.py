@@ -9,12 +9,13 @@ runs over every mixer; `NEEDS` tells which field of the context a law is about.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..ops.backends import use_backend
-from .base import Mixer, SeqContext, State, take
+from .base import Mixer, Out, SeqContext, State, take
 from .wrappers import Bidirectional, MultiPath
 
 Make = Callable[[], Mixer]
@@ -232,6 +233,61 @@ def points_replace(make: Make) -> None:
     equal(m(x).y, 2 * before, "replaced")
 
 
+class Changed(torch.nn.Module):
+    """Any module with its output changed: a stand-in for adapters, quantizers and the like."""
+
+    def __init__(self, inner: torch.nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        """What `inner` gives, changed."""
+        return changed(self.inner(*args, **kwargs))
+
+
+def changed(output: Tensor | Out) -> Tensor | Out:
+    """1.25 y + 0.125."""
+    return replace(output, y=changed(output.y)) if isinstance(output, Out) else 1.25 * output + 0.125
+
+
+def parts_of(mixer: Mixer) -> list[str]:
+    """Names of the modules that compute: all but containers and observation points."""
+    containers = (torch.nn.ModuleDict, torch.nn.ModuleList, torch.nn.Sequential)
+    return [
+        name
+        for name, module in mixer.named_modules()
+        if name and "observe" not in name.split(".") and not isinstance(module, containers)
+    ]
+
+
+def parts_count(make: Make) -> None:
+    """A wrapper around any submodule, or a hook on it, changes what the mixer does, in every form alike."""
+    x, plain = example(make()), make()(example(make())).y
+    for name in parts_of(make()):
+
+        def wrapped(name=name) -> Mixer:
+            m = make()
+            m.set_submodule(name, Changed(m.get_submodule(name)))
+            return m
+
+        m, hooked = wrapped(), make()
+        y = m(x).y
+        assert not torch.allclose(y, plain), f"a wrapper around {name} has no effect"
+        handle = hooked.get_submodule(name).register_forward_hook(lambda _, inputs, output: changed(output))
+        equal(hooked(x).y, y, f"hook on {name}")
+        handle.remove()
+        equal(hooked(x).y, plain, f"hook on {name} taken off")
+        if "segments" in m.uses:
+            numbers = torch.tensor([0] * 4 + [2] * 7).expand(2, -1)
+            parts = [m(part).y for part in x.split([4, 7], 1)]
+            equal(m(x, SeqContext(segments=numbers)).y, torch.cat(parts, 1), f"{name} wrapped, packed")
+        for law in (step_by_step, split, matrix):
+            if LAW_NAMES[law] not in m.exempt:
+                law(wrapped)
+        if "dt_scale" in m.uses and "step" not in m.exempt:
+            time_scale(wrapped)
+
+
 def time_scale(make: Make) -> None:
     """dt_scale of one changes nothing, another does, and one step takes it as a whole pass does."""
     m = make()
@@ -276,7 +332,9 @@ LAWS: dict[str, Callable[[Make], None]] = {
     "step": step_by_step, "split": split, "matrix": matrix, "packed": packed, "padding": padding, "path": path,
     "both_ways": both_ways, "causal": causal, "gradients": gradients, "saving": saving, "poisoned": poisoned,
     "points": points_replace, "time_scale": time_scale, "extra_decay": extra_decay, "pruned": pruned,
+    "parts": parts_count,
 }  # fmt: skip
+LAW_NAMES = {law: name for name, law in LAWS.items()}
 #: the field of the context that a mixer must use for a law to apply
 NEEDS = {"time_scale": "dt_scale", "extra_decay": "log_decay", "pruned": "kept", "packed": "segments"}
 

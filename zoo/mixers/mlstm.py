@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadArgument
+from ..nn.conv import CausalConv1d, causal_conv
 from ..nn.heads import HeadwiseLinear, HeadwiseNorm
+from ..nn.precision import WideLinear
 from ..nn.rope import rotate
 from ..ops.backends import full_precision
-from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ..ops.checks import same_segment
 from ..ops.mlstm import mlstm, mlstm_matrix, mlstm_step
 from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, last_valid
@@ -84,11 +85,11 @@ class MLSTM(Mixer):
             self.wants = frozenset()
         std = (2 / (5 * dim)) ** 0.5
         self.proj_up = nn.Linear(dim, 2 * self.inner, bias=bias)
-        self.conv1d = nn.Conv1d(self.inner, self.inner, conv, groups=self.inner)
+        self.conv1d = CausalConv1d(self.inner, conv)
         self.q_proj, self.k_proj, self.v_proj = (
             HeadwiseLinear(self.inner, self.inner // qkv_block, bias=bias, std=std) for _ in range(3)
         )
-        self.igate, self.fgate = nn.Linear(3 * self.inner, heads), nn.Linear(3 * self.inner, heads)
+        self.igate, self.fgate = (WideLinear(3 * self.inner, heads) for _ in range(2))
         self.outnorm = HeadwiseNorm(self.inner)
         self.learnable_skip = nn.Parameter(torch.ones(self.inner))
         self.proj_down = nn.Linear(self.inner, dim, bias=bias)
@@ -119,10 +120,8 @@ class MLSTM(Mixer):
         """Input (B, L, D) to queries, keys, values and gates; the gates see q and k before they are rotated."""
         u, z = self.proj_up(self.observe["in"](x)).chunk(2, dim=-1)
         u = self.observe["inner"](u)
-        c, conv = causal_conv1d(
-            u, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial=None if state is None else state["conv"],
-            segments=ctx.segments, lengths=ctx.lengths,
-        )  # fmt: skip
+        initial = None if state is None else state["conv"]
+        c, conv = causal_conv(self.conv1d, self.width, u, initial, ctx.segments, ctx.lengths)
         return self._gates(u, z, c, conv, *self._places(x, ctx, state))
 
     def _gates(self, u: Tensor, z: Tensor, c: Tensor, conv: Tensor, places: Tensor, count: Tensor) -> Parts:
@@ -132,10 +131,8 @@ class MLSTM(Mixer):
         parts = [self.observe[name](linear(source)).to(wide) for name, linear, source in projected]
         together = torch.cat(parts, -1)
         with full_precision(u.device.type):  # errors of gates would become factors
-            i, f = (
-                self.observe[name](F.linear(together, gate.weight.to(wide), gate.bias.to(wide)))
-                for name, gate in (("i", self.igate), ("f", self.fgate))
-            )
+            gates = (("i", self.igate), ("f", self.fgate))
+            i, f = (self.observe[name](gate(together).to(wide)) for name, gate in gates)
         q, k, v = (tensor.unflatten(-1, (self.heads, -1)) for tensor in parts)
         if self.rope:
             q, k = (rotate(tensor, places, self.rope) for tensor in (q, k))
@@ -185,7 +182,7 @@ class MLSTM(Mixer):
         self.check_step(x_t, ctx, state)
         u, z = self.proj_up(self.observe["in"](x_t)[:, None]).chunk(2, dim=-1)
         u = self.observe["inner"](u)
-        c, conv = causal_conv1d_step(u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state["conv"])
+        c, conv = causal_conv(self.conv1d, self.width, u, state["conv"])
         parts = self._gates(u, z, c, conv, *self._places(x_t[:, None], NOTHING, state))
         h, after = mlstm_step(*(tensor[:, 0] for tensor in parts[:5]), state)
         return Out(self.finish(h[:, None], parts)[:, 0], self._state(parts, after))

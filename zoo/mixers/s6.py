@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..nn.conv import CausalConv1d, causal_conv
+from ..nn.precision import WideBiasLinear
 from ..ops.backends import full_precision
-from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ..ops.selective_scan import LOG2_E, selective_scan
 from ..ops.ssd import between
 from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, condense, reach, take
@@ -62,9 +63,9 @@ class S6(Mixer):
         self.d_state, self.d_conv, self.inner = d_state, d_conv, expand * dim
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.in_proj = nn.Linear(dim, 2 * self.inner, bias=bias)
-        self.conv1d = nn.Conv1d(self.inner, self.inner, d_conv, groups=self.inner, bias=conv_bias)
+        self.conv1d = CausalConv1d(self.inner, d_conv, conv_bias)
         self.x_proj = nn.Linear(self.inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, self.inner)
+        self.dt_proj = WideBiasLinear(self.dt_rank, self.inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1, d_state + 1, dtype=torch.float32)).repeat(self.inner, 1))
         self.D = nn.Parameter(torch.ones(self.inner))
         self.out_proj = nn.Linear(self.inner, dim, bias=bias)
@@ -93,10 +94,10 @@ class S6(Mixer):
     def project(self, u: Tensor, ctx: SeqContext = NOTHING, state: State | None = None) -> Parts:
         """Input (B, L, D) to what the scan reads; padding and masked writes are in it already."""
         inner, z = self.in_proj(self.observe["in"](u)).chunk(2, dim=-1)
-        x, conv = causal_conv1d(
-            self.observe["inner"](inner), self.conv1d.weight.squeeze(1), self.conv1d.bias,
-            initial=None if state is None else state["conv"], segments=ctx.segments, lengths=ctx.lengths,
-        )  # fmt: skip
+        initial = None if state is None else state["conv"]
+        x, conv = causal_conv(
+            self.conv1d, self.d_conv, self.observe["inner"](inner), initial, ctx.segments, ctx.lengths
+        )
         return self._gates(F.silu(x), z, conv, ctx)
 
     def _gates(self, x: Tensor, z: Tensor, conv: Tensor, ctx: SeqContext) -> Parts:
@@ -104,9 +105,11 @@ class S6(Mixer):
         x = self.observe["conv"](x)
         r, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         wide = torch.promote_types(x.dtype, torch.float32)
-        raw = F.linear(r, self.dt_proj.weight).to(wide)
-        raw = raw if ctx.dt_scale is None else raw * ctx.dt_scale.to(wide)
-        dt = self.observe["dt"](F.softplus(raw + self.dt_proj.bias.to(wide)))
+        raw = self.dt_proj(r).to(wide)
+        if ctx.dt_scale is not None:  # of what depends on the input alone; the bias is what a zero gives
+            bias = self.dt_proj(torch.zeros_like(r[:1, :1])).to(wide)
+            raw = (raw - bias) * ctx.dt_scale.to(wide) + bias
+        dt = self.observe["dt"](F.softplus(raw))
         B, C = self.observe["B"](B).to(wide), self.observe["C"](C).to(wide)
         u = dt * x.to(wide)
         valid = ctx.valid(x.shape[1])
@@ -176,8 +179,7 @@ class S6(Mixer):
             return super().step(x_t, ctx, state)
         self.check_step(x_t, ctx, state)
         inner, z = self.in_proj(self.observe["in"](x_t)[:, None]).chunk(2, dim=-1)
-        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        x, conv = causal_conv1d_step(self.observe["inner"](inner), weight, bias, state["conv"])
+        x, conv = causal_conv(self.conv1d, self.d_conv, self.observe["inner"](inner), state["conv"])
         p = self._gates(F.silu(x), z, conv, ctx or NOTHING)
         rate = self.A_log.to(p.dt.dtype).exp() * -LOG2_E  # exp2 costs a third of exp
         decay = torch.exp2(p.dt[:, 0, :, None] * rate)

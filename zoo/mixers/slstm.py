@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadArgument
+from ..nn.conv import CausalConv1d, causal_conv
 from ..nn.heads import HeadwiseLinear, HeadwiseNorm
-from ..ops.causal_conv1d import causal_conv1d
 from ..ops.slstm import STATE, slstm
 from .base import Mixer, Out, SeqContext, State
 
@@ -31,7 +31,7 @@ class SLSTM(Mixer):
         if dim % heads:
             raise BadArgument(f"SLSTM: expected dim a multiple of heads, got dim={dim}, heads={heads}")
         self.heads, self.width, size = heads, conv, dim // heads
-        self.conv1d = nn.Conv1d(dim, dim, conv, groups=dim)
+        self.conv1d = CausalConv1d(dim, conv)
         std = (2 / (5 * dim)) ** 0.5
         self.igate, self.fgate, self.zgate, self.ogate = (HeadwiseLinear(dim, heads, std=std) for _ in range(4))
         self.R = nn.Parameter(torch.zeros(heads, size, 4, size))
@@ -54,10 +54,8 @@ class SLSTM(Mixer):
     def mix(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> Out:
         """Gates, the cell, the norm."""
         x = self.observe["in"](x)
-        c, conv = causal_conv1d(
-            x, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial=None if state is None else state["conv"],
-            segments=ctx.segments, lengths=ctx.lengths,
-        )  # fmt: skip
+        initial = None if state is None else state["conv"]
+        c, conv = causal_conv(self.conv1d, self.width, x, initial, ctx.segments, ctx.lengths)
         c = self.observe["conv"](F.silu(c))
         gates = torch.stack([self.igate(c), self.fgate(c), self.zgate(x), self.ogate(x)], 2)
         wide = torch.promote_types(x.dtype, torch.float32)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import BadArgument, unknown
+from ..nn.conv import CausalConv1d, causal_conv
 from ..nn.norm import GatedRMSNorm
 from ..ops.backends import full_precision
-from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ..ops.ssd import between, ssd
 from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, reach, take
 from .s6 import initial_dt_bias, prune
@@ -87,7 +87,7 @@ class SSD(Mixer):
         self.activation, self.dt_limit = activation, tuple(dt_limit)
         self.conv_dim = self.d_ssm + 2 * groups * d_state
         self.in_proj = nn.Linear(dim, 2 * self.d_mlp + self.d_ssm + self.conv_dim + self.heads, bias=bias)
-        self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim, bias=conv_bias)
+        self.conv1d = CausalConv1d(self.conv_dim, d_conv, conv_bias)
         self.dt_bias = nn.Parameter(initial_dt_bias(self.heads, dt_min, dt_max, dt_floor))
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(*A_range).log())
         self.D = nn.Parameter(torch.ones(self.d_ssm if D_per_channel else self.heads))
@@ -115,10 +115,8 @@ class SSD(Mixer):
     def project(self, u: Tensor, ctx: SeqContext = NOTHING, state: State | None = None) -> Parts:
         """Input (B, L, D) to what the scan reads; padding and masked writes are in it already."""
         front, z, inner, dt = self._split(u)
-        inner, conv = causal_conv1d(
-            inner, self.conv1d.weight.squeeze(1), self.conv1d.bias,
-            initial=None if state is None else state["conv"], segments=ctx.segments, lengths=ctx.lengths,
-        )  # fmt: skip
+        initial = None if state is None else state["conv"]
+        inner, conv = causal_conv(self.conv1d, self.d_conv, inner, initial, ctx.segments, ctx.lengths)
         return self._gates(front, z, ACTIVATIONS[self.activation](inner), dt, conv, ctx)
 
     def _split(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -223,7 +221,7 @@ class SSD(Mixer):
             return super().step(x_t, ctx, state)
         self.check_step(x_t, ctx, state)
         front, z, inner, dt = self._split(x_t[:, None])
-        inner, conv = causal_conv1d_step(inner, self.conv1d.weight.squeeze(1), self.conv1d.bias, state["conv"])
+        inner, conv = causal_conv(self.conv1d, self.d_conv, inner, state["conv"])
         p = self._gates(front, z, ACTIVATIONS[self.activation](inner), dt, conv, ctx or NOTHING)
         B, C = (t[:, 0].repeat_interleave(self.heads // self.groups, 1) for t in (p.B, p.C))
         h = self.decay(p, NOTHING)[:, 0, :, None, None].exp() * state["ssm"] + p.u[:, 0, ..., None] * B[:, :, None]

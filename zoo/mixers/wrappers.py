@@ -60,13 +60,13 @@ class Bidirectional(Mixer):
             raise BadArgument(f"Bidirectional: merge: expected one of {', '.join(self.MERGES)}, got {merge!r}")
         self.uses, self.wants = forward.uses - {"kept"}, frozenset()
         self.merge, self.layer = merge, layer
-        self.there = forward
+        self.there, self.decays = forward, forward.scales()
         self.back = None if tied or merge == "alternate" else make()
         self.project = nn.Linear(2 * self.dim, self.dim, bias=False) if merge == "concat" else None
 
     def scales(self) -> int:
         """Those of the inner mixer."""
-        return self.there.scales()
+        return self.decays
 
     def mix(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> Out:
         """Both directions, merged."""
@@ -115,7 +115,7 @@ class MultiPath(Mixer):
         if merge not in self.MERGES:
             raise BadArgument(f"MultiPath: merge: expected one of {', '.join(self.MERGES)}, got {merge!r}")
         self.uses, self.wants = (first.uses | {"orders", "inverses"}) - {"kept", "segments"}, frozenset()
-        self.paths, self.merge = paths, merge
+        self.paths, self.merge, self.decays = paths, merge, first.scales()
         self.mixers = nn.ModuleList([first] if tied else [first, *(make() for _ in range(paths - 1))])
         self.project = nn.Linear(paths * self.dim, self.dim, bias=False) if merge == "concat" else None
         if channels is not None:
@@ -130,7 +130,7 @@ class MultiPath(Mixer):
 
     def scales(self) -> int:
         """Those of the inner mixers."""
-        return self.mixers[0].scales()
+        return self.decays
 
     def mix(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> Out:
         """Every path, merged; with tied weights the paths are one batch."""

@@ -30,32 +30,48 @@ def causal_conv1d(
     `initial` (B, W - 1, D) are the inputs before the first, zeros by default; `segments` (B, L); `lengths` (B,).
     """
     expect(NAME, "x", x, "B", "L", "D")
+    expect(NAME, "weight", weight, x.shape[2], "W")
+    if bias is not None:
+        expect(NAME, "bias", bias, x.shape[2])
+    padded = behind(x, weight.shape[1], initial, segments, lengths)
+    return convolve(padded, weight, bias, segments), state_after(padded, weight.shape[1], segments, lengths)
+
+
+def behind(
+    x: Tensor,
+    width: int,
+    initial: Tensor | None = None,
+    segments: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """`x` (B, L, D) behind the `width` - 1 inputs before it, (B, W - 1 + L, D), after a look at all arguments."""
+    expect(NAME, "x", x, "B", "L", "D")
     expect_floating(NAME, "x", x)
     batch, steps, channels = x.shape
-    expect(NAME, "weight", weight, channels, "W")
-    width = weight.shape[1]
-    if bias is not None:
-        expect(NAME, "bias", bias, channels)
     if initial is not None:
         expect(NAME, "initial", initial, batch, width - 1, channels)
     if lengths is not None:
         expect(NAME, "lengths", lengths, batch)
     expect_segments(NAME, segments, batch, steps)
     before = x.new_zeros(batch, width - 1, channels) if initial is None else initial.to(x.dtype)
-    padded = torch.cat([before, x], 1)
-    run = choose(NAME, call_of(x, steps, initial=initial, segments=segments))
-    return run(padded, weight, bias, segments), _state(padded, segments, lengths, width - 1)
+    return torch.cat([before, x], 1)
 
 
-def causal_conv1d_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One step x (B, 1, D) behind `state` (B, W - 1, D): y (B, 1, D) and the next state; unchecked, for `step`."""
-    window = torch.cat([state.to(x.dtype), x], 1)
+def convolve(padded: Tensor, weight: Tensor, bias: Tensor | None, segments: Tensor | None = None) -> Tensor:
+    """The convolution alone, of inputs (B, W - 1 + L, D) that come with those before; (B, L, D)."""
+    run = choose(NAME, call_of(padded, padded.shape[1] - weight.shape[1] + 1, segments=segments))
+    return run(padded, weight, bias, segments)
+
+
+def convolve_step(window: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One step: the last inputs (B, W, D) to (B, 1, D), in fewer operations than `convolve`."""
     y = (window * weight.t()).sum(1, keepdim=True)
-    return y if bias is None else y + bias, window[:, 1:]
+    return y if bias is None else y + bias
 
 
-def _state(padded: Tensor, segments: Tensor | None, lengths: Tensor | None, keep: int) -> Tensor:
-    """The inputs of the `keep` steps before the end, zero where they belong to another segment than the last step."""
+def state_after(padded: Tensor, width: int, segments: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    """The inputs of the `width` - 1 steps before the end, zero where they are of another segment than the last step."""
+    keep = width - 1
     steps = padded.shape[1] - keep
     if lengths is None:
         state = padded[:, steps:]

@@ -1,7 +1,7 @@
 """Argument checks of ops and mixers: every error names the argument, what was expected and what came.
 
-What depends on values (segments that rise, masks with a valid step) is looked at in eager mode alone: a traced program
-cannot branch on it.
+What depends on values (segments that rise, masks with a valid step) is looked at only where it is readable: a traced
+program, or one within `torch.func.vmap`, cannot branch on it.
 """
 
 from __future__ import annotations
@@ -60,13 +60,18 @@ def expect_segments(where: str, segments: Tensor | None, batch: int, steps: int)
         return
     expect(where, "segments", segments, batch, steps)
     expect_integers(where, "segments", segments)
-    if not torch.compiler.is_compiling():
+    if readable(segments):
         falls = (segments[:, 1:] < segments[:, :-1]).any(1)
         if bool(falls.any()):
             row = int(falls.nonzero()[0])
             raise BadArgument(
                 f"{where}: segments: expected numbers that never fall along a row, got a fall in row {row}"
             )
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether a program can branch on values of `tensor`: not where it is traced, nor within `torch.func.vmap`."""
+    return not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(tensor)
 
 
 def same_segment(segments: Tensor) -> Tensor:
