@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadArgument
+from ..nn.precision import KeepsWide
 from ..ops.checks import expect, expect_floating, expect_integers
 
 State = dict[str, Tensor]
@@ -114,8 +115,11 @@ class Matrix(NamedTuple):
     """What `finish` needs besides: gates and skips."""
 
 
-class Mixer(nn.Module):
-    """Base of all mixers: a subclass implements `mix` (or `project`, `scan` and `finish`) and states what it can do."""
+class Mixer(KeepsWide):
+    """Base of all mixers: a subclass implements `mix` (or `project`, `scan` and `finish`) and states what it can do.
+
+    Parameters of its own that define its dynamics are named in `wide`: they stay in float32 when it is cast.
+    """
 
     #: whether y_t depends on steps up to t alone
     causal: ClassVar[bool] = True

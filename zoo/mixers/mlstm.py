@@ -5,7 +5,8 @@
 
 The inner width is factor * dim, rounded to a multiple of 64: up, or down as DNA-xLSTM does. `bidirectional` is the
 native form of Bio-xLSTM (Schmidinger et al., 2024, arXiv:2411.04165): one mixing matrix for both directions; the
-convolution stays causal.
+convolution stays causal. The gates are computed in float32 (or float64), and their biases stay there when a model is
+cast: rounded to bfloat16, a forget gate of 6 is off by up to 1/64, and the rate at which it forgets by 1.6 %.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ class System(NamedTuple):
 class S4D(Mixer):
     """The diagonal state-space mixer: a long convolution from N state numbers per channel."""
 
+    # a rounded dt shifts the phase of every state by its error times the number of steps
+    wide = frozenset({"log_dt", "log_A_real", "A_imag", "B", "C", "C_ahead", "D"})
     observed = ("in", "scan", "activated", "out")
 
     def __init__(
@@ -107,16 +109,6 @@ class S4D(Mixer):
         self.D = nn.Parameter(torch.randn(dim))
         self.dropout = nn.Dropout(dropout)
         self.out_proj = nn.Linear(dim, 2 * dim)
-
-    def _apply(self, fn, recurse=True):
-        # a rounded dt shifts the phase of every state by its error times the number of steps
-        def keep_wide(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
-
-        for module in self.children() if recurse else ():
-            module._apply(fn)
-        return super()._apply(keep_wide, recurse=False)
 
     def no_weight_decay(self) -> set[str]:
         """A, B, D and dt: the system is not to drift towards slow and undamped by itself."""

@@ -4,7 +4,8 @@
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;   y_t = <C_t, h_t> + D x_t;   out = W_out (y * SiLU(z))
 
 The input term is Euler's dt B, although the paper's text writes a zero-order hold for B. Parameters have the names of
-the released checkpoints. A and D stay in float32 and the scan runs in float32 (or float64), whatever the weights are.
+the released checkpoints. A, D and the bias of dt stay in float32 when a model is cast, and the scan runs in float32 (or
+float64), whatever the weights are.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class S6(Mixer):
 
     uses = frozenset({"segments", "dt_scale", "log_decay", "write", "kept"})
     wants = frozenset({"state", "states", "memory"})
+    wide = frozenset({"A_log", "D"})
     observed = ("in", "inner", "conv", "dt", "B", "C", "scan", "gated", "out")
 
     def __init__(

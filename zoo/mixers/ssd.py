@@ -5,6 +5,7 @@
 
 A and dt are scalars per head, B and C are shared by the heads of a group. With `d_ssm` below expand * dim the rest of
 the width is a gated MLP, [z0 | x0] in front of the projection. Parameters have the names of the released checkpoints.
+A, D and the bias of dt stay in float32 when a model is cast, and the scan runs in float32 (or float64).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class SSD(Mixer):
 
     uses = frozenset({"segments", "dt_scale", "log_decay", "write", "kept"})
     wants = frozenset({"state", "memory"})
+    wide = frozenset({"A_log", "D", "dt_bias"})
     observed = ("in", "inner", "conv", "dt", "B", "C", "scan", "gated", "out")
 
     def __init__(
