@@ -8,15 +8,18 @@ dimensions (Su et al., 2021, arXiv:2104.09864), causal or not.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import BadArgument
 from ..nn.rope import rotate
 from ..ops.checks import expect, expect_segments
+from ..ops.transforms import within_forward_mode
 from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State
 
 
@@ -137,10 +140,12 @@ class Attention(Mixer):
     def scan(self, parts: Parts, ctx: SeqContext = NOTHING, state: State | None = None) -> tuple[Tensor, State]:
         """The mixed values (B, L, H, d) and the cache."""
         q, k, v = (t.transpose(1, 2) for t in parts[:3])
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=parts.seen, is_causal=parts.plain, enable_gqa=self.heads != self.kv_heads,
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # fmt: skip
+        # the fused kernels carry no tangents
+        with sdpa_kernel(SDPBackend.MATH) if within_forward_mode() else nullcontext():
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=parts.seen, is_causal=parts.plain, enable_gqa=self.heads != self.kv_heads,
+                dropout_p=self.dropout if self.training else 0.0,
+            )  # fmt: skip
         cache = {"k": parts.k, "v": parts.v, "valid": parts.valid}
         if self.window and self.causal and parts.k.shape[1] >= self.window:
             cache = self._window(cache)

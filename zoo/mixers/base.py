@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import BadArgument
 from ..nn.precision import KeepsWide
-from ..ops.checks import expect, expect_floating, expect_integers
+from ..ops.checks import expect, expect_floating, expect_integers, readable
 
 State = dict[str, Tensor]
 
@@ -232,8 +232,7 @@ class Mixer(KeepsWide):
                 raise BadArgument(
                     f"{name}: ctx.kept: expected no padding beside it, got lengths or a mask; keep valid steps alone"
                 )
-        if not torch.compiler.is_compiling():
-            self._check_values(name, ctx, steps)
+        self._check_values(name, ctx, steps)
         if state is not None and "state" not in self.wants:
             raise BadArgument(f"{name}: state: expected None, for it has no state to hand on, got a state")
         if state is not None:
@@ -250,13 +249,14 @@ class Mixer(KeepsWide):
 
     @staticmethod
     def _check_values(name: str, ctx: SeqContext, steps: int) -> None:
-        """What depends on values; a traced program cannot branch on it."""
-        if ctx.lengths is not None and bool(((ctx.lengths < 1) | (ctx.lengths > steps)).any()):
-            raise BadArgument(f"{name}: ctx.lengths: expected 1 to {steps}, got {ctx.lengths.tolist()[:8]}")
-        if ctx.mask is not None and not bool(ctx.mask.any(1).all()):
+        """What depends on values, where a program can branch on them."""
+        if ctx.lengths is not None and readable(ctx.lengths):
+            if bool(((ctx.lengths < 1) | (ctx.lengths > steps)).any()):
+                raise BadArgument(f"{name}: ctx.lengths: expected 1 to {steps}, got {ctx.lengths.tolist()[:8]}")
+        if ctx.mask is not None and readable(ctx.mask) and not bool(ctx.mask.any(1).all()):
             row = int((~ctx.mask.any(1)).nonzero()[0])
             raise BadArgument(f"{name}: ctx.mask: expected a valid step in every sequence, got none in row {row}")
-        if ctx.kept is not None:
+        if ctx.kept is not None and readable(ctx.kept):
             rises = (ctx.kept[:, 1:] > ctx.kept[:, :-1]).all(1)
             wrong = ~rises | (ctx.kept[:, 0] < 0) | (ctx.kept[:, -1] >= steps)
             if bool(wrong.any()):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadArgument, ZooError, unknown
+from .transforms import FORWARD_MODE, within_forward_mode
 
 NAMES = ("reference", "torch", "inductor", "cpp", "triton", "mamba-ssm")
 
@@ -57,9 +58,14 @@ def _none(call: Call) -> None:
     return None
 
 
-def only_by_force(call: Call) -> str:
-    """The objection of a reference to being chosen."""
-    return "slow; forced in tests"
+def only_by_force(call: Call) -> str | None:
+    """The objection of a reference to being chosen, where another backend can serve."""
+    return None if FORWARD_MODE in call.options else "slow; forced in tests"
+
+
+def no_tangents(call: Call) -> str | None:
+    """The objection of a backend whose gradient is written by hand."""
+    return f"its gradient is written by hand and serves no {FORWARD_MODE}" if FORWARD_MODE in call.options else None
 
 
 def register(
@@ -140,12 +146,8 @@ def _missing(op: str) -> BadArgument:
 
 def call_of(x: Tensor, steps: int, **options) -> Call:
     """The Call of an op whose leading input is `x`; options that are None or False do not count."""
-    return Call(
-        x.device.type,
-        x.dtype,
-        steps,
-        tuple(name for name, value in options.items() if value is not None and value is not False),
-    )
+    given = tuple(name for name, value in options.items() if value is not None and value is not False)
+    return Call(x.device.type, x.dtype, steps, (*given, FORWARD_MODE) if within_forward_mode() else given)
 
 
 def full_precision(device: str) -> AbstractContextManager:

@@ -71,7 +71,13 @@ def expect_segments(where: str, segments: Tensor | None, batch: int, steps: int)
 
 def readable(tensor: Tensor) -> bool:
     """Whether a program can branch on values of `tensor`: not where it is traced, nor within `torch.func.vmap`."""
-    return not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(tensor)
+    if torch.compiler.is_compiling():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return False
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return True
 
 
 def same_segment(segments: Tensor) -> Tensor:

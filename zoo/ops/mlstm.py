@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import BadArgument
-from .backends import Call, call_of, choose, full_precision, register
+from .backends import Call, call_of, choose, full_precision, no_tangents, only_by_force, register
 from .checks import expect, expect_as, expect_floating, expect_segments, same_segment
+from .transforms import differentiable, differentiable_once, keeps_for_backward, within_func
 
 NAME = "mlstm"
 FORMS = ("recurrent", "parallel", "chunkwise")
@@ -137,6 +138,7 @@ def mlstm_matrix(
     eps: float = EPS,
 ) -> Tensor:
     """The weights (B, H, L, L) of the parallel form, divided by the normaliser: on v they give h, without a state."""
+    q, k, i, f = _alike(segments, q, k, i, f)
     i, log_f = (_by_chunk(tensor, q.shape[1]) for tensor in (i, F.logsigmoid(f)))
     masks = _masks(i, segments, bidirectional)
     gates = _both_ways(i, log_f, masks) if bidirectional else _gates(i, log_f, torch.zeros_like(i[0, ..., 0]), masks)
@@ -444,7 +446,7 @@ def _backward(q, k, v, i, log_f, C, n, m, segments, h, dh, dC, dn, dm, chunk, ep
 
 
 @torch.library.custom_op("statezoo::mlstm", mutates_args=())
-def _scan(
+def _scan_op(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, log_f: Tensor, C: Tensor, n: Tensor, m: Tensor,
     segments: Tensor | None, chunk: int, eps: float, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -452,7 +454,7 @@ def _scan(
         return _forward(q, k, v, i, log_f, C, n, m, segments, chunk, eps, keep)
 
 
-@_scan.register_fake
+@_scan_op.register_fake
 def _(q, k, v, i, log_f, C, n, m, segments, chunk, eps, keep):
     count = -(-q.shape[1] // min(chunk, q.shape[1])) if keep else 0
     ends = [state.new_empty(state.shape) for state in (C, n, m)]
@@ -460,7 +462,7 @@ def _(q, k, v, i, log_f, C, n, m, segments, chunk, eps, keep):
 
 
 @torch.library.custom_op("statezoo::mlstm_backward", mutates_args=())
-def _scan_backward(
+def _backward_op(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, log_f: Tensor, C: Tensor, n: Tensor, m: Tensor,
     segments: Tensor | None, h: Tensor, dh: Tensor, dC: Tensor, dn: Tensor, dm: Tensor, chunk: int, eps: float,
 ) -> list[Tensor]:  # fmt: skip
@@ -469,9 +471,12 @@ def _scan_backward(
         return list(_backward(q, k, v, i, log_f, C, n, m, segments, h, dh, dC, dn, dm, chunk, eps))
 
 
-@_scan_backward.register_fake
+@_backward_op.register_fake
 def _(q, k, v, i, log_f, C, n, m, segments, h, dh, dC, dn, dm, chunk, eps):
     return [tensor.new_empty(tensor.shape) for tensor in (q, k, v, i, log_f, dC, dn, dm)]
+
+
+_scan_backward = differentiable_once(_backward_op, NAME)
 
 
 def _setup(ctx, inputs, output):
@@ -486,7 +491,7 @@ def _gradients(ctx, dh, dC, dn, dm, *_):
     return *_scan_backward(*saved, *given, ctx.chunk, ctx.eps), None, None, None, None
 
 
-_scan.register_autograd(_gradients, setup_context=_setup)
+_scan = differentiable(_scan_op, _setup, _gradients)
 
 
 def _torch(q, k, v, i, log_f, state, segments, bidirectional, chunk, form, eps):
@@ -496,12 +501,20 @@ def _torch(q, k, v, i, log_f, state, segments, bidirectional, chunk, form, eps):
         return _parallel(q, k, v, i, log_f, state, segments, bidirectional, eps)
     if torch.compiler.is_exporting():
         return _forward(q, k, v, i, log_f, *state, segments, chunk, eps, False)[:4]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, i, log_f, *state))
-    return _scan(q, k, v, i, log_f, *state, segments, chunk, eps, keep)[:4]
+    return _scan(q, k, v, i, log_f, *state, segments, chunk, eps, keeps_for_backward(q, k, v, i, log_f, *state))[:4]
+
+
+def _alike(segments: Tensor | None, *tensors: Tensor) -> list[Tensor]:
+    """`tensors`, all of them mapped where one is: `vmap` cannot write what is mapped into what is not."""
+    if not within_func():
+        return list(tensors)
+    zero = sum(t.new_zeros((), dtype=tensors[0].dtype) for t in (*tensors, segments) if t is not None)
+    return [tensor + zero for tensor in tensors]
 
 
 def _parallel(q, k, v, i, log_f, state, segments, bidirectional, eps):
     """All steps as one chunk."""
+    q, k, v, i, log_f, *state = _alike(segments, q, k, v, i, log_f, *state)
     batch, steps, heads, keys = q.shape
     C, n, m = state
     i, log_f = _by_chunk(i, steps), _by_chunk(log_f, steps)
@@ -515,7 +528,9 @@ def _parallel(q, k, v, i, log_f, state, segments, bidirectional, eps):
 
 
 def _objection(call: Call) -> str | None:
-    return "the recurrent form is that of the reference" if "recurrent" in call.options else None
+    if "recurrent" in call.options:
+        return "the recurrent form is that of the reference"
+    return None if {"parallel", "bidirectional"} & set(call.options) else no_tangents(call)
 
 
 def _reference_objection(call: Call) -> str | None:
@@ -524,7 +539,7 @@ def _reference_objection(call: Call) -> str | None:
 
 
 def _by_force_or_form(call: Call) -> str | None:
-    return None if "recurrent" in call.options else "slow; forced in tests"
+    return None if "recurrent" in call.options else only_by_force(call)
 
 
 register(NAME, "torch", _torch, _objection)

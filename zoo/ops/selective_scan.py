@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from . import _selective_scan_blocks as blocks
-from .backends import Call, call_of, choose, full_precision, only_by_force, register
+from .backends import Call, call_of, choose, full_precision, no_tangents, only_by_force, register
 from .checks import expect, expect_as, expect_floating, expect_groups, expect_segments, same_segment
+from .transforms import differentiable, differentiable_once, keeps_for_backward
 
 NAME = "selective_scan"
 LOG2_E = blocks.LOG2_E
@@ -143,7 +144,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("statezoo::selective_scan", mutates_args=())
-def _scan(
+def _scan_op(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, log_decay: Tensor | None, initial: Tensor | None,
     keep: Tensor | None, backend: str, last: bool, kept: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -158,14 +159,14 @@ def _scan(
     return y, final, before
 
 
-@_scan.register_fake
+@_scan_op.register_fake
 def _(u, dt, A, B, C, log_decay, initial, keep, backend, last, kept):
     final = u.new_empty(u.shape[0], *A.shape) if last else u.new_empty(0)
     return _plain(u), final, _between(backend, u, A, B, kept)
 
 
 @torch.library.custom_op("statezoo::selective_scan_backward", mutates_args=())
-def _scan_backward(
+def _backward_op(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, log_decay: Tensor | None, initial: Tensor | None,
     keep: Tensor | None, before: Tensor, dy: Tensor, dfinal: Tensor, backend: str,
 ) -> list[Tensor]:  # fmt: skip
@@ -178,10 +179,13 @@ def _scan_backward(
     return [u.new_empty(0) if grad is None else grad for grad in grads]
 
 
-@_scan_backward.register_fake
+@_backward_op.register_fake
 def _(u, dt, A, B, C, log_decay, initial, keep, before, dy, dfinal, backend):
     tensors = (u, dt, A, B, C, log_decay, initial)
     return [u.new_empty(0) if tensor is None else _plain(tensor) for tensor in tensors]
+
+
+_scan_backward = differentiable_once(_backward_op, NAME)
 
 
 def _setup(ctx, inputs, output):
@@ -199,7 +203,7 @@ def _gradients(ctx, dy, dfinal, _):
     return *found, None, None, None, None
 
 
-_scan.register_autograd(_gradients, setup_context=_setup)
+_scan = differentiable(_scan_op, _setup, _gradients)
 
 
 def _doubling(u, dt, A, B, C, log_decay, initial, keep):
@@ -225,8 +229,7 @@ def _blocked(u, dt, A, B, C, log_decay, initial, keep, final, backend):
     if torch.compiler.is_exporting():
         y, last = _doubling(u, dt, A, B, C, log_decay, initial, keep)
         return y, last if final else None
-    leaves = (u, dt, A, B, C, log_decay, initial)
-    kept = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in leaves)
+    kept = keeps_for_backward(u, dt, A, B, C, log_decay, initial)
     y, last, _ = _scan(u, dt, A, B, C, log_decay, initial, keep, backend, final, kept)
     return y, last if final else None
 
@@ -240,7 +243,9 @@ def _only_when_compiling(call: Call) -> str | None:
 def _only_float32_on_a_cpu(call: Call) -> str | None:
     if call.device != "cpu" or call.dtype != torch.float32:
         return "serves float32 on the CPU"
-    return "an exported program loads without statezoo" if torch.compiler.is_exporting() else _cannot_compile()
+    if torch.compiler.is_exporting():
+        return "an exported program loads without statezoo"
+    return no_tangents(call) or _cannot_compile()
 
 
 @torch.compiler.assume_constant_result
@@ -256,11 +261,11 @@ def _only_float32_on_cuda(call: Call) -> str | None:
         return "Triton is not installed"
     if call.device != "cuda" or call.dtype != torch.float32:
         return "serves float32 on CUDA"
-    return "an exported program loads without statezoo" if torch.compiler.is_exporting() else None
+    return "an exported program loads without statezoo" if torch.compiler.is_exporting() else no_tangents(call)
 
 
 register(NAME, "triton", partial(_blocked, backend="triton"), objection=_only_float32_on_cuda)
 register(NAME, "cpp", partial(_blocked, backend="cpp"), objection=_only_float32_on_a_cpu)
-register(NAME, "inductor", partial(_blocked, backend="inductor"), automatic=_only_when_compiling)
-register(NAME, "torch", partial(_blocked, backend="torch"))
+register(NAME, "inductor", partial(_blocked, backend="inductor"), no_tangents, automatic=_only_when_compiling)
+register(NAME, "torch", partial(_blocked, backend="torch"), no_tangents)
 register(NAME, "reference", _reference, automatic=only_by_force)

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import BadArgument
-from .backends import call_of, choose, full_precision, only_by_force, register
+from .backends import call_of, choose, full_precision, no_tangents, only_by_force, register
 from .checks import expect, expect_as, expect_floating, expect_segments, same_segment
+from .transforms import differentiable, differentiable_once, keeps_for_backward
 
 NAME = "slstm"
 STATE = ("c", "n", "m", "h")
@@ -228,7 +229,7 @@ def _backward(R, h, keep, valid, gates, weights, memories, y, dy, dc, dn, dm, dh
 
 
 @torch.library.custom_op("statezoo::slstm", mutates_args=())
-def _scan(
+def _scan_op(
     x: Tensor, R: Tensor, c: Tensor, n: Tensor, m: Tensor, h: Tensor, keep: Tensor | None, valid: Tensor | None,
     store: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -240,7 +241,7 @@ def _scan(
     return hs[1:].permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format), *ends, *kept
 
 
-@_scan.register_fake
+@_scan_op.register_fake
 def _(x, R, c, n, m, h, keep, valid, store):
     batch, steps, _, heads, size = x.shape
     ends = [x.new_empty(batch, heads, size) for _ in STATE]
@@ -249,7 +250,7 @@ def _(x, R, c, n, m, h, keep, valid, store):
 
 
 @torch.library.custom_op("statezoo::slstm_backward", mutates_args=())
-def _scan_backward(
+def _backward_op(
     R: Tensor, h: Tensor, keep: Tensor | None, valid: Tensor | None, gates: Tensor, weights: Tensor, memories: Tensor,
     y: Tensor, dy: Tensor, dc: Tensor, dn: Tensor, dm: Tensor, dh: Tensor,
 ) -> list[Tensor]:  # fmt: skip
@@ -257,10 +258,13 @@ def _scan_backward(
         return list(_backward(R, h, keep, valid, gates, weights, memories, y, dy, dc, dn, dm, dh))
 
 
-@_scan_backward.register_fake
+@_backward_op.register_fake
 def _(R, h, keep, valid, gates, weights, memories, y, dy, dc, dn, dm, dh):
     batch, steps, heads, size = y.shape
     return [y.new_empty(batch, steps, 4, heads, size), R.new_empty(R.shape), *(h.new_empty(h.shape) for _ in STATE)]
+
+
+_scan_backward = differentiable_once(_backward_op, NAME)
 
 
 def _setup(ctx, inputs, output):
@@ -270,20 +274,20 @@ def _setup(ctx, inputs, output):
 
 
 def _gradients(ctx, dy, dc, dn, dm, dh, *_):
-    h, y = ctx.saved_tensors[1], ctx.saved_tensors[-1]
+    saved = ctx.saved_tensors  # read once: under checkpointing a second time would be a second recomputation
+    h, y = saved[1], saved[-1]
     given = [torch.zeros_like(like) if d is None else d for d, like in ((dy, y), (dc, h), (dn, h), (dm, h), (dh, h))]
-    return *_scan_backward(*ctx.saved_tensors, *given), None, None, None
+    return *_scan_backward(*saved, *given), None, None, None
 
 
-_scan.register_autograd(_gradients, setup_context=_setup)
+_scan = differentiable(_scan_op, _setup, _gradients)
 
 
 def _torch(x, R, c, n, m, h, keep, valid):
     if torch.compiler.is_exporting():
         return _reference(x, R, c, n, m, h, keep, valid)
-    store = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, R, c, n, m, h))
-    return _scan(x, R, c, n, m, h, keep, valid, store)[:5]
+    return _scan(x, R, c, n, m, h, keep, valid, keeps_for_backward(x, R, c, n, m, h))[:5]
 
 
-register(NAME, "torch", _torch)
+register(NAME, "torch", _torch, no_tangents)
 register(NAME, "reference", _reference, automatic=only_by_force)
