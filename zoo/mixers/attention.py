@@ -95,7 +95,7 @@ class Attention(Mixer):
         """Input (B, L, D) to queries, keys, values and the mask."""
         batch, steps, _ = x.shape
         expect_segments("Attention", ctx.segments, batch, steps)
-        heads = self.qkv(self.observe["in"](x)).view(batch, steps, -1, self.size)
+        heads = self.qkv(self.observe["in"](x)).view(batch, steps, self.heads + 2 * self.kv_heads, self.size)
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
         q, k, v = self.observe["q"](q), self.observe["k"](k), self.observe["v"](v)
         valid = ctx.valid(steps)

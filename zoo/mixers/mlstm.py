@@ -24,7 +24,7 @@ from ..nn.heads import HeadwiseLinear, HeadwiseNorm
 from ..nn.precision import WideLinear
 from ..nn.rope import rotate
 from ..ops.backends import full_precision
-from ..ops.checks import same_segment
+from ..ops.checks import expect, same_segment
 from ..ops.mlstm import mlstm, mlstm_matrix, mlstm_step
 from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, last_valid
 
@@ -143,6 +143,8 @@ class MLSTM(Mixer):
         """With rope: positions (B, L), anew in each packed sequence, and that of the next step (B,)."""
         if not self.rope:
             return None, None
+        if ctx.positions is not None:
+            expect("MLSTM", "ctx.positions", ctx.positions, *x.shape[:2])
         place = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         before = place.new_zeros(x.shape[0], 1) if state is None else state["count"][:, None]
         if ctx.segments is not None:

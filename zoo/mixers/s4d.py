@@ -169,7 +169,8 @@ class S4D(Mixer):
     def _recurrence(self, u, system, ctx, before, want):
         y, final = s4d_scan(u, *system[:3], initial=before, segments=ctx.segments, lengths=ctx.lengths)
         if system.ahead is not None:
-            falling = None if ctx.segments is None else -ctx.segments.flip(1)
+            # the complement reverses an order without overflow
+            falling = None if ctx.segments is None else ~ctx.segments.to(torch.int64).flip(1)
             later, _ = s4d_scan(u.flip(1), system.log_abar, system.Bbar, system.ahead, segments=falling)
             later = F.pad(later.flip(1)[:, 1:], (0, 0, 0, 1))  # the step itself is not ahead
             if ctx.segments is not None:

@@ -79,7 +79,7 @@ class Bidirectional(Mixer):
 
     @staticmethod
     def _falling(ctx: SeqContext, order: Tensor) -> Tensor | None:
-        return None if ctx.segments is None else -take(ctx.segments, order)
+        return None if ctx.segments is None else ~take(ctx.segments.to(torch.int64), order)
 
     @staticmethod
     def _run(mixer: Mixer, x: Tensor, ctx: SeqContext, order: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backends import call_of, choose, only_by_force, register
-from .checks import expect, expect_floating, expect_segments
+from .checks import expect, expect_floating, expect_lengths, expect_segments
 
 NAME = "causal_conv1d"
 
@@ -33,6 +33,7 @@ def causal_conv1d(
     expect(NAME, "weight", weight, x.shape[2], "W")
     if bias is not None:
         expect(NAME, "bias", bias, x.shape[2])
+    segments, lengths = expect_segments(NAME, segments, *x.shape[:2]), expect_lengths(NAME, lengths, *x.shape[:2])
     padded = behind(x, weight.shape[1], initial, segments, lengths)
     return convolve(padded, weight, bias, segments), state_after(padded, weight.shape[1], segments, lengths)
 

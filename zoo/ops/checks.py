@@ -20,7 +20,8 @@ def expect(where: str, name: str, tensor: Tensor, *shape: int | str) -> None:
         have == size if isinstance(size, int) else have >= 1 for size, have in zip(shape, tensor.shape, strict=True)
     )
     if not fits:
-        raise BadArgument(f"{where}: {name}: expected {_shown(shape)}, got {_shown(tuple(tensor.shape))}")
+        why = "; no size may be 0" if 0 in tensor.shape else ""
+        raise BadArgument(f"{where}: {name}: expected {_shown(shape)}, got {_shown(tuple(tensor.shape))}{why}")
 
 
 def _shown(shape) -> str:
@@ -54,19 +55,35 @@ def expect_groups(where: str, groups: int, parts: int, of: str) -> None:
         raise BadArgument(f"{where}: B: expected a number of groups that divides {parts} {of}, got {groups} groups")
 
 
-def expect_segments(where: str, segments: Tensor | None, batch: int, steps: int) -> None:
-    """Raise unless `segments` is (B, L) of integers that never fall along a row."""
+def expect_segments(where: str, segments: Tensor | None, batch: int, steps: int) -> Tensor | None:
+    """`segments`, (B, L) of integers of any dtype that never fall along a row, as int64; raise unless they are that."""
     if segments is None:
-        return
+        return None
     expect(where, "segments", segments, batch, steps)
     expect_integers(where, "segments", segments)
-    if readable(segments):
-        falls = (segments[:, 1:] < segments[:, :-1]).any(1)
+    numbers = segments.to(torch.int64)  # others wrap around, or cannot be compared
+    if readable(numbers):
+        falls = (numbers[:, 1:] < numbers[:, :-1]).any(1)
         if bool(falls.any()):
             row = int(falls.nonzero()[0])
             raise BadArgument(
                 f"{where}: segments: expected numbers that never fall along a row, got a fall in row {row}"
             )
+        if segments.dtype == torch.uint64 and bool((numbers < 0).any()):
+            raise BadArgument(f"{where}: segments: expected numbers below 2^63, got larger ones in uint64")
+    return numbers
+
+
+def expect_lengths(where: str, lengths: Tensor | None, batch: int, steps: int) -> Tensor | None:
+    """`lengths`, (B,) of integers of any dtype from 0 to `steps`, as int64; raise unless they are that."""
+    if lengths is None:
+        return None
+    expect(where, "lengths", lengths, batch)
+    expect_integers(where, "lengths", lengths)
+    lengths = lengths.to(torch.int64)
+    if readable(lengths) and bool(((lengths < 0) | (lengths > steps)).any()):
+        raise BadArgument(f"{where}: lengths: expected 0 to {steps}, got {lengths.tolist()[:8]}")
+    return lengths
 
 
 def readable(tensor: Tensor) -> bool:

@@ -80,7 +80,7 @@ def mlstm(
     for name, tensor in (("i", i), ("f", f)):
         expect(NAME, name, tensor, batch, steps, heads)
     expect_as(NAME, "q", q, k=k, v=v, i=i, f=f)
-    expect_segments(NAME, segments, batch, steps)
+    segments = expect_segments(NAME, segments, batch, steps)
     if valid is not None:
         expect(NAME, "valid", valid, batch, steps)
         if valid.dtype != torch.bool:
@@ -110,7 +110,7 @@ def mlstm(
         i, log_f = torch.where(valid[..., None], i, -torch.inf), torch.where(valid[..., None], log_f, 0)
     if reverse:
         q, k, v, i, log_f = (tensor.flip(1) for tensor in (q, k, v, i, log_f))
-        segments = None if segments is None else -segments.flip(1)
+        segments = None if segments is None else segments.flip(1)
     in_use = {} if form is None else {form: True}
     run = choose(NAME, call_of(q, steps, initial=initial, segments=segments, bidirectional=bidirectional, **in_use))
     with full_precision(q.device.type):
@@ -138,6 +138,11 @@ def mlstm_matrix(
     eps: float = EPS,
 ) -> Tensor:
     """The weights (B, H, L, L) of the parallel form, divided by the normaliser: on v they give h, without a state."""
+    expect(NAME, "q", q, "B", "L", "H", "DK")
+    expect(NAME, "k", k, *q.shape)
+    for name, tensor in (("i", i), ("f", f)):
+        expect(NAME, name, tensor, *q.shape[:3])
+    segments = expect_segments(NAME, segments, *q.shape[:2])
     q, k, i, f = _alike(segments, q, k, i, f)
     i, log_f = (_by_chunk(tensor, q.shape[1]) for tensor in (i, F.logsigmoid(f)))
     masks = _masks(i, segments, bidirectional)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import BadArgument
 from .backends import call_of, choose, full_precision, only_by_force, register
-from .checks import expect, expect_segments, same_segment
+from .checks import expect, expect_lengths, expect_segments, same_segment
 
 NAME, FINAL = "s4d_kernel", "s4d_final_state"
 DISCRETIZATIONS = ("zoh", "bilinear")
@@ -111,7 +111,8 @@ def s4d_scan(
     """
     expect("s4d_scan", "u", u, "B", "L", log_abar.shape[0])
     (batch, steps, _), complex_dtype = u.shape, COMPLEX[u.dtype]
-    expect_segments("s4d_scan", segments, batch, steps)
+    segments = expect_segments("s4d_scan", segments, batch, steps)
+    lengths = expect_lengths("s4d_scan", lengths, batch, steps)
     abar, Bbar, C = log_abar.exp().to(complex_dtype), Bbar.to(complex_dtype), C.to(complex_dtype)
     h = abar.new_zeros(batch, *abar.shape) if initial is None else initial
     keeps = [None] * steps if segments is None else same_segment(segments).unbind(1)

@@ -70,7 +70,7 @@ def selective_scan(
     if initial is not None:
         expect(NAME, "initial", initial, batch, channels, states)
     expect_as(NAME, "u", u, dt=dt, A=A, B=B, C=C, log_decay=log_decay, initial=initial)
-    expect_segments(NAME, segments, batch, steps)
+    segments = expect_segments(NAME, segments, batch, steps)
     keep = None if segments is None else same_segment(segments)
     if reverse:
         u, dt, B, C = (tensor.flip(1) for tensor in (u, dt, B, C))

@@ -52,7 +52,7 @@ def slstm(
     expect(NAME, "R", R, heads, size, 4, size)
     expect(NAME, "bias", bias, 4, heads, size)
     expect_as(NAME, "x", x, R=R, bias=bias)
-    expect_segments(NAME, segments, batch, steps)
+    segments = expect_segments(NAME, segments, batch, steps)
     if valid is not None:
         expect(NAME, "valid", valid, batch, steps)
         if valid.dtype != torch.bool:
@@ -69,7 +69,7 @@ def slstm(
         state = [initial[name] for name in STATE]
     if reverse:
         x, valid = x.flip(1), None if valid is None else valid.flip(1)
-        segments = None if segments is None else -segments.flip(1)
+        segments = None if segments is None else segments.flip(1)
     keep = None if segments is None else same_segment(segments)
     run = choose(NAME, call_of(x, steps, initial=initial, segments=segments, valid=valid))
     with full_precision(x.device.type):

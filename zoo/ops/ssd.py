@@ -65,12 +65,12 @@ def ssd(
     if initial is not None:
         expect(NAME, "initial", initial, batch, heads, size, states)
     expect_as(NAME, "x", x, g=g, B=B, C=C, initial=initial)
-    expect_segments(NAME, segments, batch, steps)
+    segments = expect_segments(NAME, segments, batch, steps)
     if chunk is not None and chunk < 1:
         raise BadArgument(f"{NAME}: chunk: expected at least 1, or None, got {chunk}")
     if reverse:
         x, g, B, C = (tensor.flip(1) for tensor in (x, g, B, C))
-        segments = None if segments is None else -segments.flip(1)
+        segments = None if segments is None else segments.flip(1)
     run = choose(NAME, call_of(x, steps, initial=initial, segments=segments))
     with full_precision(x.device.type):
         y, final = run(x, g, B, C, initial, segments, chunk)
