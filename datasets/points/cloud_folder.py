@@ -17,17 +17,18 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 
 from ...zoo.data.base import Part
 from ...zoo.data.cloud_pack import Item
-from ...zoo.data.cloud_reader import READERS, SURFACE_POINTS, stem, suffix
+from ...zoo.data.cloud_reader import NAN_POINTS, READERS, SURFACE_POINTS, stem, suffix
 from ...zoo.data.cloud_sample import write_folder
 from ...zoo.data.clouds import PointClouds
 from ...zoo.data.spec import Spec
 from ...zoo.data.splits import by_group
-from ...zoo.errors import BadArgument, ZooError
+from ...zoo.errors import BadArgument, ZooError, unknown
 
 FRACTIONS = {"train": 0.7, "valid": 0.1, "test": 0.2}
 PARTS = ("", *FRACTIONS)
@@ -41,17 +42,34 @@ class CloudFolder(PointClouds):
     license = "that of the data"
     tables = ("groups.csv",)
 
-    def __init__(self, *, split_seed: int = 0, surface_points: int = SURFACE_POINTS, surface_seed: int = 0, **clouds):
-        """`split_seed` divides the groups; `surface_points` are drawn from a mesh, by `surface_seed`."""
+    def __init__(
+        self,
+        *,
+        split_seed: int = 0,
+        surface_points: int = SURFACE_POINTS,
+        surface_seed: int = 0,
+        background: int = 0,
+        nan_points: Literal["refuse", "drop"] = "refuse",
+        **clouds,
+    ):
+        """`split_seed` divides the groups; `surface_points` are drawn from a mesh, by `surface_seed`.
+
+        `background`: the label of voxels of a mask that belong to nothing; those that are NaN never do. `nan_points`:
+        points with NaN in place of a number are refused, or dropped and counted.
+        """
         super().__init__(**clouds)
+        if nan_points not in NAN_POINTS:
+            raise unknown("data.nan_points", nan_points, NAN_POINTS, where=self.name)
         if surface_points < 1:
             raise BadArgument(f"{self.name}: data.surface_points={surface_points}; draw at least 1 point from a mesh")
         self.split = "by-group"
         self.split_seed, self.surface_points, self.surface_seed = split_seed, surface_points, surface_seed
+        self.background, self.nan_points = background, nan_points
 
     def read_settings(self) -> dict:
-        """Points drawn from a mesh."""
-        return {"surface_points": self.surface_points, "surface_seed": self.surface_seed}
+        """Points drawn from a mesh, the background of masks, and what becomes of NaN."""
+        names = ("surface_points", "surface_seed", "background", "nan_points")
+        return {name: getattr(self, name) for name in names}
 
     def source_files(self) -> tuple[str, ...]:
         """Every file below the folders (of segmentation: below the root) that is not hidden, and groups.csv."""

@@ -3,13 +3,12 @@
 import gzip
 import re
 import struct
-import sys
 
 import numpy as np
 import pytest
 from statezoo.zoo.api import create_dataset
 from statezoo.zoo.data.cloud_reader import READERS, read_cloud, stem, suffix
-from statezoo.zoo.data.ply import write_cloud, write_ply
+from statezoo.zoo.data.ply import write_ply
 from statezoo.zoo.errors import ZooError
 
 RNG = np.random.default_rng(0)
@@ -96,20 +95,6 @@ def test_what_is_written_is_read_back(tmp_path):
     assert cloud.names == ("distance",) and np.array_equal(cloud.label, label)
 
 
-def test_ply_as_open3d_writes_and_reads_it(tmp_path):
-    open3d = pytest.importorskip("open3d")
-    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(XYZ.astype(np.float64)))
-    cloud.colors = open3d.utility.Vector3dVector(RNG.random((50, 3)))
-    for ascii in (True, False):
-        file = tmp_path / f"{ascii}.ply"
-        open3d.io.write_point_cloud(str(file), cloud, write_ascii=ascii)
-        mine = read_cloud(file)
-        assert np.array_equal(mine.xyz, np.asarray(open3d.io.read_point_cloud(str(file)).points))
-        assert mine.names == ("red", "green", "blue")
-    write_ply(tmp_path / "mine.ply", XYZ)
-    assert np.array_equal(np.asarray(open3d.io.read_point_cloud(str(tmp_path / "mine.ply")).points), XYZ)
-
-
 def test_a_million_points(tmp_path):
     xyz = np.random.default_rng(1).normal(size=(1_000_000, 3)).astype(np.float32)
     write_ply(tmp_path / "big.ply", xyz)
@@ -185,24 +170,6 @@ def test_names_or_a_count_before_the_rows(tmp_path):
     ):
         with pytest.raises(ZooError, match=re.escape(told)):
             read(tmp_path, text, "bad.csv")
-
-
-def test_without_open3d_all_else_is_read(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "open3d", None)  # an import fails
-    write_cloud(tmp_path / "a.ply", XYZ)
-    assert np.array_equal(read_cloud(tmp_path / "a.ply").xyz, XYZ)
-
-
-def test_compressed_pcd_needs_open3d(tmp_path, monkeypatch):
-    open3d = pytest.importorskip("open3d")
-    file = tmp_path / "a.pcd"
-    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(XYZ.astype(np.float64)))
-    open3d.io.write_point_cloud(str(file), cloud, compressed=True)
-    assert b"binary_compressed" in file.read_bytes()
-    assert np.allclose(read_cloud(file).xyz, XYZ, atol=0)
-    monkeypatch.setitem(sys.modules, "open3d", None)
-    with pytest.raises(ZooError, match="needs open3d, which cannot be imported .*; save it as binary PCD or PLY"):
-        read_cloud(file)
 
 
 @pytest.mark.parametrize(("name", "separator"), [("a.xyz", " "), ("a.txt", "\t"), ("a.csv", ", "), ("a.pts", "  ")])

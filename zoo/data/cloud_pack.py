@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ..errors import ZooError
 from ..files import cache_root
-from .cloud_reader import SURFACE_POINTS, Cloud, read_cloud, read_table, whole
+from .cloud_columns import Cloud, check_cloud
+from .cloud_reader import SURFACE_POINTS, read_cloud
 
 MANY = 500  # files whose reading is shown
 
@@ -52,6 +55,31 @@ class _Column:
         return np.memmap(self.file, self.dtype, "r", shape=shape) if all(shape) else np.zeros(shape, self.dtype)
 
 
+def read_item(
+    folder: Path,
+    item: Item,
+    *,
+    labelled: bool = False,
+    surface_points: int = SURFACE_POINTS,
+    surface_seed: int = 0,
+    background: int = 0,
+    nan_points: Literal["refuse", "drop"] = "refuse",
+) -> Cloud:
+    """The cloud of an item by the suffix of its file, with the labels of its label file where they are wanted.
+
+    Points of a mesh are drawn by one seed for all, so that copies of a mesh are copies as clouds, which the check for
+    duplicates sees.
+    """
+    return read_cloud(
+        folder / item.cloud,
+        surface_points=surface_points,
+        seed=surface_seed,
+        labels=folder / item.label if labelled and item.label else None,
+        background=background,
+        nan_points=nan_points,
+    )
+
+
 def pack(
     folder: Path,
     items: Sequence[Item],
@@ -59,24 +87,25 @@ def pack(
     labelled: bool = False,
     values: Sequence[int] | None = None,
     features: bool = False,
-    surface_points: int = SURFACE_POINTS,
-    surface_seed: int = 0,
+    read: Callable[[Item], Cloud] | None = None,
+    **reading,
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays of all clouds, and facts about them.
 
     xyz (P, 3) float32, the clouds end to end, cloud i from `start[i]` to `start[i + 1]`; centre (n, 3) and scale (n,);
     features (P, F); label (P,) int16, an index into `values` (default: all labels found but -1), -1 where a point has
     none, which its file says by -1, or by 0 where 0 is not among `values`; target (Q, 3) with `target_start`, in the
-    frame of its partial cloud. Points of a mesh are drawn by `surface_seed`.
+    frame of its partial cloud. `read` gives the cloud of an item, its labels with it; for a target it is called with
+    the item whose `cloud` is that file. Without it, files are read by their suffix, with the options `reading`.
     """
+    read = read or partial(read_item, folder, labelled=labelled, **reading)
     xyz, label, target, feature = _Column("f4", 3), _Column("i4"), _Column("f4", 3), None
     frames, hashes, names = [], [], None
-    facts = {"repeated_points": 0, "colinear_clouds": 0}
+    facts, left_out = {"repeated_points": 0, "colinear_clouds": 0}, Counter()
     for item in _shown(items):
         file = folder / item.cloud
-        # one seed for all, so that copies of a mesh are copies as clouds, which the check for duplicates sees
-        drawn = {"surface_points": surface_points, "seed": surface_seed}
-        cloud = read_cloud(file, **drawn)
+        cloud = check_cloud(file, read(item))
+        left_out.update(cloud.counts)
         points, centre, scale = normalise(file, cloud.xyz)
         xyz.append(points)
         frames.append([*centre, scale])
@@ -87,7 +116,9 @@ def pack(
         if labelled:
             label.append(_labels(folder, item, cloud, values))
         if item.target:
-            whole_cloud = read_cloud(folder / item.target, **drawn)
+            whole_item = item._replace(cloud=item.target, label="", target="")
+            whole_cloud = check_cloud(folder / item.target, read(whole_item))
+            left_out.update(whole_cloud.counts)
             target.append((whole_cloud.xyz - centre) / scale)
         if features:
             names = cloud.names if names is None else names
@@ -107,7 +138,7 @@ def pack(
         arrays |= {"target": target.array(), "target_start": np.array(target.rows)}
     if features:
         arrays["features"] = feature.array()
-    return arrays, facts | {"hashes": hashes, "features": list(names or ())}
+    return arrays, facts | {"hashes": hashes, "features": list(names or ()), "left_out": dict(left_out)}
 
 
 def normalise(file: Path | str, xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -131,19 +162,8 @@ def is_colinear(xyz: np.ndarray) -> bool:
     return bool(spread[1] <= 1e-12 * spread[2])
 
 
-def read_labels(file: Path, count: int) -> np.ndarray:
-    """One label per line, whole numbers written as such or as floats, for a cloud of `count` points; int64 (count,)."""
-    if not file.is_file():
-        raise ZooError(f"{file}: no such file, so the cloud beside it has no labels; complete the data")
-    lines = file.read_text(encoding="ascii", errors="replace").splitlines()
-    if len(lines) != count:
-        raise ZooError(f"{file}: {len(lines)} labels for a cloud of {count} points; give one label per point")
-    return whole(file, read_table(file, lines, 1, 1)[:, 0])
-
-
 def _labels(folder: Path, item: Item, cloud: Cloud, values: Sequence[int] | None) -> np.ndarray:
-    file = folder / (item.label or item.cloud)
-    label = read_labels(file, len(cloud.xyz)) if item.label else cloud.label
+    file, label = folder / (item.label or item.cloud), cloud.label
     if label is None:
         raise ZooError(f"{file}: has no labels; write a column 'label', or one label per line beside it as .seg")
     strange = np.flatnonzero(~np.isin(label, [0, *values])) if values is not None else []
@@ -153,8 +173,6 @@ def _labels(folder: Path, item: Item, cloud: Cloud, values: Sequence[int] | None
         )
     if label.min() < -1:
         raise ZooError(f"{file}: label {label.argmin() + 1} is {label.min()}; number labels from 0, -1 for none")
-    if np.abs(label).max() >= 1 << 31:
-        raise ZooError(f"{file}: label {np.abs(label).max()} is too large; number the labels from 0")
     return label
 
 

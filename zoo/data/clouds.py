@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,15 +13,16 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from ..errors import BadArgument, ZooError, unknown
-from ..files import hash_json, read_json, write_json
+from ..files import hash_file, hash_json, read_json, write_json
 from .base import Dataset, Part
 from .cache import cached
-from .cloud_pack import Item, pack
+from .cloud_columns import Cloud
+from .cloud_pack import Item, pack, read_item
 from .cloud_part import Clouds, Drawing, normal_columns
-from .cloud_reader import READERS, SURFACE_POINTS, stem, suffix
+from .cloud_reader import READERS, stem, suffix
 from .spec import Inputs, Outputs, Spec, Tensor
 
-CODE_VERSION = 3  # raise when reading or packing changes: cached arrays are then made anew
+CODE_VERSION = 4  # raise when reading or packing changes: cached arrays are then made anew
 POINTS = {"classification": 2048, "segmentation": 4096, "completion": 2048}
 ROTATIONS = ("none", "z", "so3")
 
@@ -98,8 +101,23 @@ class PointClouds(Dataset):
         return tuple(map(str, values))
 
     def read_settings(self) -> dict:
-        """What packing depends on beyond the files and the task, such as `surface_points`."""
+        """What `read` depends on beyond the files and the task, such as `surface_points`."""
         return {}
+
+    def read(self, item: Item) -> Cloud:
+        """The cloud of an item, and the labels of its points where the task is segmentation.
+
+        Override it for a format of your own, or for files that hold several clouds: `items()` then names the file in
+        `Item.cloud` as often as it needs to, and the cloud within it by `Item.id`. For completion it is called with
+        each target, too, as `Item.cloud`. What it returns is checked as the zoo's own readers' clouds are. A change of
+        the file that defines it makes the cached arrays anew.
+        """
+        labelled = self.task == "segmentation"
+        return read_item(self.folder, item, labelled=labelled, **self.read_settings())
+
+    def new_items(self, files: list[Path]) -> list[Item]:
+        """Items of files to predict on, relative to `folder`; override it beside `read` where files hold several."""
+        return [Item((file.parent / stem(file)).as_posix(), str(file), file.as_posix()) for file in files]
 
     # what every adapter has ---------------------------------------------------------------------------------------
 
@@ -116,10 +134,10 @@ class PointClouds(Dataset):
             "labelled": self.task == "segmentation",
             "values": None if self.label_values is None else list(self.label_values),
             "features": self.features,
-            **self.read_settings(),
         }
         key = {"files": files, "items": [list(item) for item in items], "code": CODE_VERSION, **settings}
-        arrays, facts = cached(self.name, key, lambda: pack(self.folder, items, **settings))
+        key |= self.read_settings() | self._own_reader()
+        arrays, facts = cached(self.name, key, lambda: pack(self.folder, items, read=self.read, **settings))
         places = self.places(items)
         how = replace(self.how, cut=self.task == "completion" and "target" not in arrays)
         if self.features:
@@ -139,6 +157,11 @@ class PointClouds(Dataset):
         self.counts["points_without_label"] = len(arrays["label"]) - sum(points)
         self.per_class = dict(zip(classes, points, strict=True))
         return self._spec(classes, () if values == (*range(len(values)),) else values, len(facts["features"])), parts
+
+    def _own_reader(self) -> dict[str, str]:
+        """The hash of the file that overrides `read`, where one does."""
+        owner = next(one for one in type(self).__mro__ if "read" in vars(one))
+        return {} if owner is PointClouds else {"reader": hash_file(inspect.getfile(owner))}
 
     def _spec(self, classes: tuple[str, ...], values: tuple[int, ...], features: int) -> Spec:
         tensors = {"points": Tensor((self.points, 3), "float32")}
@@ -184,6 +207,7 @@ class PointClouds(Dataset):
             "repeated_points": facts["repeated_points"],
             "colinear_clouds": facts["colinear_clouds"],
             "exact_duplicates_across_parts": shared,
+            **facts["left_out"],
         }
         self.per_class = {name: given.count(name) for name in names} if any(given) else {}
 
@@ -218,27 +242,33 @@ class PointClouds(Dataset):
         files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if self._is_cloud(p, source))
         if not files:
             raise ZooError(f"{source}: holds no file of {', '.join(READERS)}; check the path")
-        names, ids = spec.outputs.classes, [file.relative_to(folder) for file in files]
-        items = [Item((i.parent / stem(i)).as_posix(), str(i), i.as_posix()) for i in ids]
+        names = spec.outputs.classes
+        reader = copy(self)
+        reader.folder = folder
+        items = reader.new_items([file.relative_to(folder) for file in files])
         first = {item.id: item.cloud for item in reversed(items)}
         for item in items:
             if first[item.id] != item.cloud:
                 raise ZooError(f"{folder / item.cloud}: repeats the name of {first[item.id]}; rename one of the two")
         features = "features" in spec.inputs.tensors
-        settings = {name: value for name, value in self.read_settings().items() if name.startswith("surface_")}
-        arrays, facts = pack(folder, items, features=features, **{"surface_points": SURFACE_POINTS, **settings})
+        arrays, facts = pack(folder, items, features=features, read=reader.read)
+        if features and facts["features"] != (saved := read_json(prep / "features.json"))["names"]:
+            raise ZooError(f"{files[0]}: its features are not {', '.join(saved['names'])} as in training; add them")
         how = replace(self.how, points=spec.inputs.tensors["points"].shape[0], carry=True, rotate="none")
         if features:
-            saved = read_json(prep / "features.json")
-            if facts["features"] != saved["names"]:
-                raise ZooError(f"{files[0]}: its features are not {', '.join(saved['names'])} as in training; add them")
             how = replace(how, mean=tuple(saved["mean"]), deviation=tuple(saved["deviation"]))
         category = None
         if self.task == "completion":
             category = np.array([_class_of(folder / item.cloud, names) for item in items], np.int64)
-        self.counts = {"clouds": len(items)}
-        keys = [self.sample_id(folder / item.cloud, folder) for item in items]
+        self.counts = {"clouds": len(items), **facts["left_out"]}
+        keys = [self._key(item, folder) for item in items]
         return Clouds(arrays, np.arange(len(items)), items, category, how, keys)
+
+    def _key(self, item: Item, folder: Path) -> str:
+        """What the draws of a cloud to predict for are a function of: its id as a sample of this data set."""
+        place = Path(item.cloud)
+        alone = (place.parent / stem(place)).as_posix()  # a file may hold several clouds, told apart behind its name
+        return self.sample_id(folder / item.cloud, folder) + item.id.removeprefix(alone)
 
     def sample_id(self, file: Path, folder: Path) -> str:
         """The id that a file below `folder` has, or would have, as a sample of this data set."""
