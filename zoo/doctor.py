@@ -13,7 +13,7 @@ from .files import cache_root, data_root, runs_root
 from .registry import ROOT, entries
 
 OPTIONAL = {
-    "open3d": "compressed PCD; Debian needs libusb-1.0-0 libgl1 libegl1 libgomp1 libx11-6",
+    "nibabel": "NIfTI masks",
     "rdkit": "molecules",
     "torch_geometric": "graph layers",
     "tensorboard": "pip install tensorboard",
