@@ -14,6 +14,7 @@ from .registry import ROOT, entries
 
 OPTIONAL = {
     "nibabel": "NIfTI masks",
+    "nrrd": "NRRD masks: pip install 'statezoo[formats]'",
     "rdkit": "molecules",
     "torch_geometric": "graph layers",
     "tensorboard": "pip install tensorboard",

@@ -461,4 +461,5 @@ def test_suffixes(tmp_path):
     names = {"a.nii.gz": ".nii.gz", "a.b.PLY": ".ply", "a": ""}
     assert {name: suffix(tmp_path / name) for name in names} == names
     assert stem(tmp_path / "p1.left.nii.gz") == "p1.left" and stem(tmp_path / "a.b.PLY") == "a.b"
-    assert set(READERS) == {".ply", ".pcd", ".xyz", ".txt", ".pts", ".csv", ".stl", ".obj", ".off", ".nii", ".nii.gz"}
+    own = {".ply", ".pcd", ".xyz", ".txt", ".pts", ".csv", ".npy", ".stl", ".obj", ".off", ".vtp", ".vtu", ".vtk"}
+    assert set(READERS) == {*own, ".nii", ".nii.gz", ".nrrd", ".mha"}

@@ -76,9 +76,7 @@ def whole(file: Path, label: np.ndarray) -> np.ndarray:
             raise ZooError(f"{file}: label {bad[0] + 1} is {label[bad[0]]:g}, no whole number; mend the row")
     bad = np.flatnonzero((label > LARGEST_LABEL) | (label < -LARGEST_LABEL))
     if len(bad):
-        raise ZooError(
-            f"{file}: label {bad[0] + 1} is {label[bad[0]]:g}, which is too large; number the labels from 0"
-        )
+        raise ZooError(f"{file}: label {bad[0] + 1} is {label[bad[0]]:g}, which is too large; number the labels from 0")
     return label.astype(np.int64)
 
 

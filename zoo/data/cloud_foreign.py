@@ -16,7 +16,7 @@ def needed(file: Path, module: str):
         return importlib.import_module(module)
     except ImportError as error:
         raise ZooError(
-            f"{file}: reading {file.suffix.lower()} needs {module.partition('.')[0]}, which cannot be imported "
+            f"{file}: reading {file.suffix.lower()} needs {module}, which cannot be imported "
             f"({told(error)}); pip install 'statezoo[{EXTRA}]'"
         ) from error
 

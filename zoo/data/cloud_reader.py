@@ -7,14 +7,12 @@
 | .xyz .txt .pts .csv | rows of x y z and further columns, names or a count before them | `cloud_table.py` |
 | .npy | an array (points, columns), or one with fields x, y, z | `cloud_array.py` |
 | .stl .obj .off | meshes | `meshes.py` |
-| .nii .nii.gz | NIfTI masks: the voxels at the border of each label, in world units | `cloud_mask.py`, nibabel |
-| .nrrd .mha | masks | `cloud_mask.py`, SimpleITK |
-| .vtk .vtu .vtp | points, or a mesh where it has polygons | `cloud_array.py`, meshio |
+| .vtp .vtu .vtk | points, or a mesh where it has polygons | `cloud_vtk.py` |
+| .nii .nii.gz .nrrd .mha | masks: the voxels at the border of each label, in world units | `cloud_mask.py` |
 
-The readers of clouds and meshes are the zoo's own: the libraries at hand read no labels and no further columns of most
-formats, and give an empty or half-read cloud where a file is broken. What the libraries of the last lines read is held
-against the file's size before, and checked after, as everything else. Meshes become points drawn uniformly over their
-area (`cloud_surface.py`).
+The readers are the zoo's own, but for the headers of NIfTI (nibabel) and NRRD (pynrrd): the libraries at hand read no
+labels and no further columns of most formats, give an empty or half-read cloud where a file is broken, or end the whole
+process (vtk, SimpleITK). Meshes become points drawn uniformly over their area (`cloud_surface.py`).
 """
 
 from __future__ import annotations
@@ -127,15 +125,27 @@ def _off(file: Path) -> tuple[Cloud, list[Polygons]]:
     return read_off(file)
 
 
+def _vtk(file: Path) -> tuple[Cloud, list[Polygons]]:
+    from .cloud_vtk import read_vtk
+
+    return read_vtk(file)
+
+
+def _npy(file: Path) -> tuple[Cloud, list[Polygons]]:
+    from .cloud_array import read_npy
+
+    return read_npy(file), []
+
+
 def _mask(file: Path, background: int = 0) -> tuple[Cloud, list[Polygons]]:
     from .cloud_mask import read_mask
 
     return read_mask(file, background), []
 
 
-MASKS = (".nii", ".nii.gz")
+MASKS = (".nii", ".nii.gz", ".nrrd", ".mha")
 READERS = {
     **{".ply": _ply, ".pcd": _pcd, ".xyz": _xyz, ".txt": _xyz, ".pts": _xyz, ".csv": _xyz},
-    **{".stl": _stl, ".obj": _obj, ".off": _off},
+    **{".npy": _npy, ".stl": _stl, ".obj": _obj, ".off": _off, ".vtp": _vtk, ".vtu": _vtk, ".vtk": _vtk},
     **dict.fromkeys(MASKS, _mask),
 }

@@ -6,6 +6,7 @@ answer's status and keep what came before a cut.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import os
@@ -26,8 +27,11 @@ from ..files import hash_file, locked
 TRIES = 3  # requests per address: the first, and two that go on behind a cut
 TIMEOUT = (20, 60)  # seconds to connect, and between two blocks
 FLOOR = 64 << 20  # bytes that any archive may unpack to: small files of one letter compress better than any ratio
-# NotImplementedError: zipfile's word for a compression method that it does not know
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+# NotImplementedError: zipfile's word for a compression method that it does not know; UnicodeDecodeError: for a name
+BROKEN = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError),
+    *(NotImplementedError, UnicodeDecodeError),
+)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 
@@ -170,9 +174,10 @@ def extract(archive: Path, folder: Path, *, max_bytes: int = 64 << 30, max_ratio
         except (FileExistsError, NotADirectoryError) as error:
             raise _unsafe(archive, f"it lists {name!r} twice") from error
         except (*BROKEN, OSError) as error:
-            if isinstance(error, OSError) and error.errno:  # the disk's: those of gzip and bz2 carry no number
+            # the disk's: those of gzip and bz2 carry no number, and EINVAL is zipfile's seek to where a lie leads
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
-            reason = " ".join(str(error).split())  # tarfile's has a line per compression
+            reason = " ".join(str(error).split())[:200]  # tarfile has a line per compression, zipfile a whole header
             raise ZooError(f"{archive}: cannot be unpacked ({reason}); delete it and get it again") from error
         content.rename(folder)
     return [folder / name for name in names]

@@ -32,7 +32,7 @@ def read_stl(file: Path) -> tuple[Cloud, list[Polygons]]:
     count = int(np.frombuffer(data, "<u4", 1, 80)[0]) if len(data) >= 84 else -1
     rest = len(data) - 84 - TRIANGLE.itemsize * count
     is_text = text[:5].lower() == b"solid" and b"\0" not in data
-    if rest == 0 or (0 < rest < TRIANGLE.itemsize and count >= 0 and not is_text):  # some writers add a few bytes
+    if count >= 0 and (rest == 0 or (0 < rest < TRIANGLE.itemsize and not is_text)):  # some writers add a few bytes
         corners = np.frombuffer(data, TRIANGLE, count, 84)["corner"].reshape(-1, 3)
     elif is_text:
         corners = _ascii_stl(file, data.decode("utf-8-sig", "replace"))
