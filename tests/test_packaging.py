@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 from statezoo import __version__
 from statezoo.leaderboards import board
 from statezoo.zoo import api
@@ -74,6 +75,15 @@ def test_every_bound_says_why():
     assert len(bounds) >= 25
     silent = [lines[i] for i in bounds if "#" not in lines[i] and not lines[i - 1].lstrip().startswith("#")]
     assert not silent
+
+
+@pytest.mark.parametrize("name", ["lightning", "pytorch-lightning"])
+def test_uploads_that_stole_credentials_are_excluded(name):
+    """GHSA-w37p-236h-pfx3; neither may come in, by its own name or through the other."""
+    (bound,) = re.findall(rf'^    "{name}([^"]*)"', PYPROJECT, re.M)
+    allowed = SpecifierSet(bound)
+    assert not [version for version in ("2.6.2", "2.6.3") if version in allowed]
+    assert all(version in allowed for version in ("2.5.1", "2.6.1", "2.6.4", "2.6.6"))
 
 
 # installed ----------------------------------------------------------------------------------------------------------
