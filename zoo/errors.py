@@ -9,9 +9,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 4000  # characters of an error; lists of valid names need hundreds
+
 
 class ZooError(Exception):
-    """A mistake that the user can mend; its text is one line and ends with the remedy."""
+    """A mistake that the user can mend; its text is one line and ends with the remedy.
+
+    Names out of files stand in it: a line break or a terminal's control code in one is shown as its escape.
+    """
+
+    def __init__(self, text: object = ""):
+        text = str(text)
+        text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
 class BadArgument(ZooError, ValueError):
@@ -30,6 +40,7 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 def unknown(what: str, name: str, valid: Iterable[str], where: str = "") -> ZooError:
     """The error for a name that is not among `valid`: suggests the nearest, else lists what there is."""
     valid = sorted(valid)
+    name = name if len(name) <= 100 else f"{name[:97]}…"
     guess = nearest(name, valid)
     place = f" in {where}" if where else ""
     hint = f"did you mean '{guess}'?" if guess else f"valid: {', '.join(valid) if valid else 'none'}"

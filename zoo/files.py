@@ -9,16 +9,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
 from .errors import ZooError
+
+LARGEST_JSON = 64 << 20  # bytes; parsed, text takes twelve times as much
+DEEPEST_JSON, MOST_JSON = 64, 1_000_000  # levels, and lists and objects in all
 
 
 def data_root() -> Path:
@@ -198,12 +203,59 @@ def write_json(path: Path | str, value) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path | str):
-    """Read JSON; a broken file is an error that names it."""
+def read_json(path: Path | str, *, largest: int | None = LARGEST_JSON):
+    """Read JSON of at most `largest` bytes (None: our own file, of any size); a broken file is an error that names it.
+
+    Refused are a key that stands twice, NaN and infinity, numbers beyond 64 bits, and lists in lists without end.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ZooError(f"{path}: no such file; check the path")
+    if largest is not None and path.stat().st_size > largest:
+        raise ZooError(f"{path}: {path.stat().st_size} bytes are more than such a file has ({largest}); get it anew")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if largest is not None and text.count("[") + text.count("{") > MOST_JSON:
+            raise ValueError(f"more than {MOST_JSON} lists and objects")
+        value = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_number, parse_float=_number, parse_int=_number
+        )
+        if largest is not None:
+            _shallow(value)
+        return value
+    except (ValueError, RecursionError) as error:
         raise ZooError(f"{path}: not valid JSON ({error}); restore or delete the file") from error
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0][:80]!r} stands twice")
+    return made
+
+
+def _number(text: str) -> int | float:
+    whole = text.lstrip("-").isdigit()
+    if whole and len(text) <= 20 and -(1 << 63) <= int(text) < 1 << 64:
+        return int(text)
+    if not whole and math.isfinite(float(text)):
+        return float(text)
+    raise ValueError(f"the number {text[:40]} is not finite or beyond 64 bits")
+
+
+def _shallow(value) -> None:
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(DEEPEST_JSON):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]  # fmt: skip
+        if not level:
+            return
+    raise ValueError(f"it nests deeper than {DEEPEST_JSON} levels")
 
 
 def hash_json(value) -> str:
@@ -237,6 +289,8 @@ def locked(path: Path | str, *, wait: float = -1, busy: str = "") -> Iterator[No
     import filelock
 
     path = Path(path)
+    if path.is_symlink():  # taking the lock would empty the file that it leads to
+        raise ZooError(f"{path}: is a link, which no lock is; delete it")
     lock = filelock.FileLock(path)
     try:
         with writing(path):
