@@ -19,16 +19,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
 from ..zoo import metrics
 from ..zoo.data.cache import cached
 from ..zoo.errors import ZooError, unknown
-from ..zoo.files import hash_file, read_json, runs_root, write_json
+from ..zoo.files import hash_file, runs_root, write_json
+from ..zoo.foreign import below, reading
 from ..zoo.registry import ROOT
 from ..zoo.seeding import generator
 from ..zoo.train.rows import load_rows
-from .schema import LARGEST_PREDICTIONS, Record
+from .schema import LARGEST_PREDICTIONS, Record, read_record
 
 RECORDS = ROOT / "leaderboards" / "records"
 RESAMPLES, QUANTILES = 1000, (0.025, 0.975)
@@ -82,17 +82,6 @@ class Board:
     n_test: int
     rows: tuple[Row, ...]
     floor: dict[str, float | None]
-
-
-def read_record(path: Path) -> Record:
-    """A record file, validated."""
-    try:
-        return Record.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ZooError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; records are written by runs, not by hand"
-        ) from error
 
 
 def find_records(runs: bool = False) -> list[Found]:
@@ -194,7 +183,7 @@ def _name(folds: list[Record], view: str) -> str:
 def _floor(folds: list[Record]) -> dict[str, float | None]:
     """The floor; of several folds the mean of theirs, each fitted on its own training part, weighed by test samples."""
     weights, floors = [record.data.n["test"] for record in folds], [record.floor for record in folds]
-    columns = {name: [floor[name] for floor in floors] for name in floors[0]}
+    columns = {name: [floor.get(name) for floor in floors] for name in floors[0]}
     return {
         name: None if None in values else float(np.average(values, weights=weights)) for name, values in columns.items()
     }
@@ -229,14 +218,16 @@ def _row(seeds: tuple[tuple[Found, ...], ...], view: str) -> Row:
     found = [one for folds in seeds for one in folds]
     first, value, draws = found[0].record, {}, {}
     for name in first.metrics:
-        stated = [(one.record.slices[view] if view else one.record.metrics)[name].value for one in found]
+        held = [(one.record.slices[view] if view else one.record.metrics).get(name) for one in found]
+        stated = [metric and metric.value for metric in held]
         # a metric of several folds is that of their pooled rows, not a mean over folds
         value[name] = None if None in stated or len(stated) > len(seeds) else float(np.mean(stated))
     interval = dict.fromkeys(value)
     if all(one.predictions for one in found):
         ids = [[one.record.id for one in folds] for folds in seeds]
         key = {"records": ids, "view": view, "resamples": RESAMPLES, "metrics": metrics.METRIC_VERSION}
-        arrays, facts = cached("leaderboards", key, lambda: hierarchical(seeds, view))
+        with reading(found[0].path, "record of these rows", "take it off the board, or put its rows back"):
+            arrays, facts = cached("leaderboards", key, lambda: hierarchical(seeds, view))
         draws = dict(zip(facts["names"], arrays["draws"].T, strict=True))
         interval |= {name: _bounds(column) for name, column in draws.items()}
         if len(found) > len(seeds):
@@ -262,7 +253,7 @@ def hierarchical(seeds: tuple[tuple[Found, ...], ...], view: str = "") -> tuple[
     """
     names, samples, values = [], [], []
     for folds in seeds:
-        task, options = folds[0].record.benchmark.task, _options(folds[0].record)
+        task, options = folds[0].record.benchmark.task, folds[0].record.metric_options()
         parts = [load_rows(one.predictions, view) for one in folds]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         names, draws = metrics.replicates(task, rows, resamples=RESAMPLES, seed=0, **options)
@@ -274,13 +265,6 @@ def hierarchical(seeds: tuple[tuple[Found, ...], ...], view: str = "") -> tuple[
     return {"draws": mean, "value": np.mean(values, 0)}, {"names": names}
 
 
-def _options(record: Record) -> dict:
-    """The options of `metrics.compute` among a record's protocol."""
-    known = metrics.TASKS[record.benchmark.task].options
-    protocol = record.benchmark.protocol.items()
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in protocol if name in known}
-
-
 def add(run: Path) -> Path:
     """Copy the record of a finished run, and its predictions where they are small, to the committed records."""
     if not (run / "record.json").is_file():
@@ -290,7 +274,9 @@ def add(run: Path) -> Path:
         raise ZooError(f"{run}: trained on the synthetic sample, which boards do not hold; train on the real data")
     if found.predictions is None:
         raise ZooError(f"{run}: predictions.npz is missing or is not what the record says; run `zoo eval` again")
-    target = RECORDS / found.record.benchmark.name / found.record.model.name / f"{found.record.id}.json"
+    verify(found)
+    record = found.record
+    target = below(RECORDS, record.benchmark.name, record.model.name, f"{record.id}.json")
     write_json(target, found.record.model_dump())
     if found.record.predictions.bytes <= LARGEST_PREDICTIONS:
         shutil.copyfile(found.predictions, target.with_suffix(".npz"))
@@ -304,7 +290,8 @@ def verify(found: Found) -> None:
     record = found.record
     for view, claimed in {"": record.metrics, **record.slices}.items():
         rows = load_rows(found.predictions, view)
-        values = metrics.compute(record.benchmark.task, rows, **_options(record)) if rows else {}
+        with reading(found.path, "record of these rows", "the record is wrong"):
+            values = metrics.compute(record.benchmark.task, rows, **record.metric_options()) if rows else {}
         for name, stated in claimed.items():
             value = values.get(name)
             if (value is None) != (stated.value is None) or value is not None and abs(value - stated.value) > 1e-9:

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
-from ..zoo.files import hash_json
+from ..zoo.errors import ZooError, unknown
+from ..zoo.files import hash_json, read_json
+from ..zoo.foreign import is_name, reading
 
 SCHEMA_VERSION = "1"
 LARGEST_PREDICTIONS = 256 * 1024  #: bytes of predictions that may be committed beside a record
+LARGEST_RECORD = 4 << 20  #: bytes of a record
+
+
+def _named(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"{text[:80]!r} is no name; use letters, digits and . _ @ + : - alone")
+    return text
+
+
+def _id(text: str) -> str:
+    for part in text.split("/"):
+        _named(part)
+    return text
+
+
+Name = Annotated[str, AfterValidator(_named)]  # a part of a path below the records
+Id = Annotated[str, AfterValidator(_id)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class _Strict(BaseModel):
@@ -19,7 +42,8 @@ class _Strict(BaseModel):
     So records from before it keep their text, and with it their id.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: true is no number, "3" is none either
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @model_serializer(mode="wrap")
     def _without_unset(self, write):
@@ -30,13 +54,13 @@ class _Strict(BaseModel):
 class Benchmark(_Strict):
     """What makes scores comparable: the same test, measured in the same way."""
 
-    dataset: str
-    version: str
-    task: str
-    split: str | None
-    split_version: str | None = Field(None, description="raised where the split is made in another way than before")
+    dataset: Name
+    version: Name
+    task: Name
+    split: Name | None
+    split_version: Name | None = Field(None, description="raised where the split is made in another way than before")
     protocol: dict[str, Any] = Field(description="task options that decide the metrics")
-    metric_version: str
+    metric_version: Name
     sample: bool = Field(description="True: the embedded synthetic sample, never shown beside real data")
 
     @property
@@ -48,30 +72,36 @@ class Benchmark(_Strict):
 class Data(_Strict):
     """The exact data: hash of the source files, of the split, and sizes."""
 
-    manifest_sha256: str
-    split_sha256: list[str]
+    manifest_sha256: Hash
+    split_sha256: list[Hash] = Field(min_length=1)
     group: str
-    n: dict[str, int]
+    n: dict[Name, Count]
     facts: dict[str, Any] | None = Field(None, description="what reading and splitting counted or dropped")
 
 
 class ModelFacts(_Strict):
     """The model as it was."""
 
-    name: str
-    parameters: int
-    macs: int | None = Field(description="multiply-accumulates of one sample's forward pass")
-    weights_sha256: str
-    prep_sha256: str
+    name: Name
+    parameters: Count
+    macs: Count | None = Field(description="multiply-accumulates of one sample's forward pass")
+    weights_sha256: Hash
+    prep_sha256: Hash
     pretrained: str | None = Field(description="what the weights started from, null for none")
 
 
 class RecipeFacts(_Strict):
     """The scientific part of the resolved recipe: no paths, no machine settings."""
 
-    id: str
-    scientific: dict[str, Any]
-    sha256: str
+    id: Id
+    scientific: dict[Name, dict[str, Any]]
+    sha256: Hash
+    code: dict[Name, Hash] | None = Field(None, description="SHA-256 of each file from outside the zoo that it names")
+
+    @model_serializer(mode="wrap")
+    def _without_code(self, serialize) -> dict[str, Any]:
+        """Absent where there is none: records from before it existed keep their ids."""
+        return {key: value for key, value in serialize(self).items() if key != "code" or value}
 
 
 class Code(_Strict):
@@ -89,9 +119,9 @@ class Environment(_Strict):
     torch: str
     device: str
     precision: str
-    threads: int
+    threads: Count
     mixer_backend: str | None = Field(description="what served the ops of the core on the test part, null for none")
-    world_size: int
+    world_size: Count
     deterministic: bool | None
 
 
@@ -109,27 +139,27 @@ class Interval(_Strict):
 
     method: str
     level: float
-    resamples: int
-    seed: int
+    resamples: Count
+    seed: Count
 
 
 class Predictions(_Strict):
     """The rows that the metrics are recomputed from."""
 
-    sha256: str
-    rows: int
-    bytes: int
+    sha256: Hash
+    rows: Count
+    bytes: Count
 
 
 class Cost(_Strict):
     """What it took; seconds are wall time on a machine that may have been shared."""
 
-    train_seconds: float
-    train_steps: int
-    best_step: int | None
-    eval_seconds: float
-    peak_memory_bytes: int | None
-    train_samples_per_second: float | None
+    train_seconds: Seconds
+    train_steps: Count
+    best_step: Count | None
+    eval_seconds: Seconds
+    peak_memory_bytes: Count | None
+    train_samples_per_second: Seconds | None
 
 
 class Record(_Strict):
@@ -140,17 +170,28 @@ class Record(_Strict):
     data: Data
     model: ModelFacts
     recipe: RecipeFacts
-    seed: int
+    seed: Count
     code: Code
     environment: Environment
-    primary: str
-    metrics: dict[str, Metric]
+    primary: Name
+    metrics: dict[Name, Metric]
     interval: Interval
-    floor: dict[str, float | None] = Field(description="the task's trivial model on the same rows")
-    slices: dict[str, dict[str, Metric]] = {}
+    floor: dict[Name, float | None] = Field(description="the task's trivial model on the same rows")
+    slices: dict[Name, dict[Name, Metric]] = {}
     predictions: Predictions
     cost: Cost
     created: str = Field(description="UTC, ISO 8601")
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Record:
+        if "test" not in self.data.n:
+            raise ValueError("data.n states no test part")
+        if not {"model", "data"} <= self.recipe.scientific.keys():
+            raise ValueError("recipe.scientific states no model or data")
+        for where, found in {"metrics": self.metrics, **self.slices}.items():
+            if self.primary not in found:
+                raise ValueError(f"{where} holds no {self.primary}, which is primary")
+        return self
 
     @property
     def id(self) -> str:
@@ -162,6 +203,13 @@ class Record(_Strict):
         """The name of the fold that was tested, of a split into folds."""
         split = self.benchmark.split or ""
         return split if re.fullmatch(r"fold\d+", split) else None
+
+    def metric_options(self) -> dict[str, Any]:
+        """The options of `metrics.compute` among the protocol."""
+        from ..zoo import metrics
+
+        known, protocol = metrics.TASKS[self.benchmark.task].options, self.benchmark.protocol.items()
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in protocol if name in known}
 
     def board(self) -> str:
         """The records that may stand in one table share this; the folds of a data set are taken together."""
@@ -181,8 +229,35 @@ class Record(_Strict):
         }
         if self.fold:
             recipe["data"].pop("split", None)
+        if self.recipe.code:  # a file of one name may hold another model
+            recipe["code"] = dict(self.recipe.code)
         return recipe
 
     def entry(self) -> tuple[str, str]:
         """The records that may stand in one row of a board share this: the model and its settings."""
         return self.model.name, hash_json(self.settings())
+
+
+def read_record(path: Path) -> Record:
+    """A record file, validated; raises `ZooError` with the first key that is wrong."""
+    from ..zoo import metrics
+
+    try:
+        record = Record.model_validate(read_json(path, largest=LARGEST_RECORD))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "record"
+        raise ZooError(f"{path}: {place}: {first['msg']}; records are written by runs, not by hand") from error
+    task = record.benchmark.task
+    if task not in metrics.TASKS:
+        raise ZooError(f"{path}: {unknown('task', task, metrics.TASKS)}")
+    for found in (record.metrics, *record.slices.values()):
+        for name, metric in found.items():
+            better = "lower" if metrics.TASKS[task].lower_is_better(name) else "higher"
+            if metric.better != better:
+                raise ZooError(f"{path}: {name} is better {better}, not {metric.better}; the record is wrong")
+    with reading(path, "record", "records are written by runs, not by hand"):
+        primary = metrics.TASKS[task].primary_for(**record.metric_options())
+    if record.primary != primary:
+        raise ZooError(f"{path}: primary is {record.primary}, and {primary} of its task; the record is wrong")
+    return record

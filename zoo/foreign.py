@@ -7,6 +7,7 @@ value or one line (`ZooError`): no code runs, no path leaves its root, no short 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,15 @@ def safe_name(name: object, what: str, where: object) -> str:
 def below(root: Path, *names: str) -> Path:
     """`root/name/...`, each part a name (`safe_name`): never a place outside `root`."""
     return root.joinpath(*(safe_name(name, "the part of a path", root) for name in names))
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Raise where a link in `folder` leads out of it: what is written or read there would be somebody else's file."""
+    root = folder.resolve()
+    for above, folders, files in os.walk(root):
+        for path in (Path(above, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise ZooError(f"{path}: is a link that leads out of {folder}; put what it leads to in its place")
 
 
 @contextmanager

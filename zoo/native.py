@@ -13,6 +13,7 @@ import sys
 
 from .errors import ZooError
 from .files import atomic, cache_root
+from .foreign import below
 
 NATIVE = "-march=native"
 
@@ -34,7 +35,7 @@ def build(name: str, source: str, flags: tuple[str, ...], *, native: bool = Fals
         flags = flags if machine is None else (*flags, NATIVE)
         parts = [source, *flags, *compiler, sys.platform, platform.machine(), *([] if machine is None else [machine])]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-        file = cache_root() / "kernels" / f"{name}-{key[:16]}.so"
+        file = below(cache_root(), "kernels", f"{name}-{key[:16]}.so")
         if not file.exists():
             with atomic(file) as temporary:
                 command = [*compiler, *flags, "-x", "c++", "-", "-o", str(temporary)]

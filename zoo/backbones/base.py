@@ -20,7 +20,9 @@ from ..data.base import Part
 from ..data.spec import Spec
 from ..errors import ZooError
 from ..files import atomic, write_json
+from ..foreign import reading
 from ..mixers.base import Mixer
+from ..stored import check_fit, read_weights
 
 
 class _Recorded(type):
@@ -69,9 +71,10 @@ class _Contract(metaclass=_Recorded):
             )
         return cls(**{name: spec.size(name) for name in cls.given}, **config)
 
-    def save(self, folder: Path, name: str) -> None:
-        """Write `config.json` and `model.safetensors`."""
-        write_json(folder / "config.json", {"name": name, "config": self.config})
+    def save(self, folder: Path, name: str, code: str | None = None) -> None:
+        """Write `config.json` and `model.safetensors`; `code` is the SHA-256 of the file that `name` is the path of."""
+        config = {"name": name, "config": self.config, **({"code": code} if code else {})}
+        write_json(folder / "config.json", config)
         with atomic(folder / "model.safetensors") as temporary:
             self._write(temporary)
 
@@ -144,9 +147,9 @@ class Model(_Contract, nn.Module):
 
     def load_file(self, path: Path) -> None:
         """Load weights written by `save`, strictly, and switch to evaluation."""
-        from safetensors.torch import load_file
-
-        self.load_state_dict(load_file(path), strict=True)
+        weights, own = read_weights(path), self.state_dict()
+        check_fit(weights, own, path)
+        self.load_state_dict(weights)
         self.eval()
 
 
@@ -169,7 +172,7 @@ class Fitted(_Contract):
         raise TypeError(f"{type(self).__name__} does not implement state()")
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave; ValueError where it is not that of such a model (`stored.array`)."""
         raise TypeError(f"{type(self).__name__} does not implement load_state()")
 
     def parameter_count(self) -> int:
@@ -183,9 +186,8 @@ class Fitted(_Contract):
 
     def load_file(self, path: Path) -> None:
         """Load the state written by `save`."""
-        from safetensors.numpy import load_file
-
-        self.load_state(load_file(path))
+        with reading(path, "state of this model", "take weights and config from one run"):
+            self.load_state(read_weights(path, numpy=True))
 
 
 def parameter_count(model: Model | Fitted) -> int:

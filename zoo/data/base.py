@@ -29,6 +29,7 @@ from ..files import (
     read_json,
     write_json,
 )
+from ..foreign import below
 from ..registry import entries
 from .spec import Spec
 from .splits import assert_disjoint, split_hash
@@ -104,7 +105,7 @@ class Dataset:
             raise unknown("subset", str(subset), self.subsets, where=self.name)
         self.subset = subset
         self.is_sample = False
-        self.folder = Path(root).expanduser() if root else data_root() / self.domain / self.name
+        self.folder = Path(root).expanduser() if root else below(data_root(), self.domain, self.name)
         self.counts: dict[str, int] = {}
         self._prepared: tuple[Spec, dict[str, Part]] | None = None
 
@@ -191,7 +192,7 @@ class Dataset:
             sources.update(here.glob("*.py"), (here.parent / name for name in ("seeding.py", "files.py")))
             code = sorted(hash_file(source) for source in sources)
             key = hash_json({"code": code, "seed": seed, "subset": maker.subset})
-            folder = _cached_sample(cache_root() / "samples" / maker.name / key[:16], maker, seed)
+            folder = _cached_sample(below(cache_root(), "samples", maker.name, key[:16]), maker, seed)
         else:
             folder = Path(folder)
             with locked(folder.with_suffix(".lock")):

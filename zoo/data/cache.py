@@ -14,6 +14,8 @@ import numpy as np
 
 from ..errors import ZooError
 from ..files import atomic_folder, cache_root, clean, hash_json, locked, read_json, write_json
+from ..foreign import below
+from ..stored import open_npy
 
 Arrays = dict[str, np.ndarray]
 CONTENTS = "contents.json"  #: what an entry holds: name -> [dtype, shape, bytes] and the hash of the facts
@@ -24,7 +26,7 @@ def cached(dataset: str, key: dict, build: Callable[[], tuple[Arrays, dict]]) ->
 
     `key` holds everything the result depends on: hashes of the files, the adapter's settings, the code's version.
     """
-    folder = cache_root() / dataset / hash_json(key)[:24]
+    folder = below(cache_root(), dataset, hash_json(key)[:24])
     with locked(folder.with_suffix(".lock")):
         clean(folder.parent, folder.name)
         if folder.exists():
@@ -79,7 +81,7 @@ def fetch(folder: Path) -> tuple[Arrays, dict]:
 def _open(file: Path, dtype: str, shape: list[int], size: int) -> np.ndarray:
     if file.stat().st_size != size:
         raise Damaged(f"{file.name} has {file.stat().st_size} bytes, not {size}")
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    array = open_npy(file)
     if [str(array.dtype), list(array.shape)] != [dtype, shape]:
         raise Damaged(f"{file.name} holds {array.dtype} {array.shape}, not {dtype} {tuple(shape)}")
     return array

@@ -12,7 +12,6 @@ from .cloud_columns import MOST_COLUMNS, Cloud, cloud_of
 from .cloud_foreign import told
 from .cloud_table import numbered
 
-
 # what numpy's parser of a header raises for one that is no literal, or one of another thing
 BROKEN = (ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError, OverflowError)
 

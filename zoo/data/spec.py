@@ -7,8 +7,11 @@ from pathlib import Path
 
 from ..errors import ZooError, unknown
 from ..files import read_json, write_json
+from ..foreign import reading
 
 KINDS = ("points", "patches", "tokens", "log", "image")
+LARGEST = 256 << 20  # bytes of a saved spec: a vocabulary of twenty million items
+MOST = 1 << 24  # numbers in one tensor of a sample: an image of 2,300 x 2,300 in three colours
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,45 @@ class Spec:
 
     @classmethod
     def load(cls, folder: Path) -> Spec:
-        """Read the `spec.json` that `save` wrote."""
-        saved = read_json(folder / "spec.json")
-        inputs = saved["inputs"]
-        tensors = {name: Tensor(tuple(t["shape"]), t["dtype"]) for name, t in inputs["tensors"].items()}
-        outputs = {name: tuple(values) for name, values in saved["outputs"].items()}
-        words = {name: tuple(inputs.get(name, ())) for name in ("vocabulary", "counts")}
-        return cls(Inputs(inputs["kind"], tensors, **words), Outputs(**outputs), saved["sizes"])
+        """Read the `spec.json` that `save` wrote, and nothing else; raises `ZooError` with what is wrong."""
+        path = folder / "spec.json"
+        saved = read_json(path, largest=LARGEST)
+        with reading(path, "description of prepared data", "restore the run's prep/"):
+            _keys(saved, ("inputs", "outputs", "sizes"))
+            inputs, outputs = saved["inputs"], saved["outputs"]
+            _keys({"counts": [], **inputs}, ("kind", "tensors", "vocabulary", "counts"))
+            _keys({"values": [], **outputs}, ("classes", "targets", "values"))
+            tensors = {name: _tensor(name, tensor) for name, tensor in inputs["tensors"].items()}
+            texts = {name: _all(str, inputs, name) for name in ("vocabulary",)}
+            texts |= {name: _all(str, outputs, name) for name in ("classes", "targets")}
+            for name, size in saved["sizes"].items():
+                if type(size) is not int or not 0 <= size < 1 << 48:
+                    raise ValueError(f"sizes.{name} is {str(size)[:40]}, no whole number from 0")
+            made = Outputs(texts["classes"], texts["targets"], _all(int, {"values": [], **outputs}, "values"))
+            counts = _all(int, {"counts": [], **inputs}, "counts")
+            if counts and len(counts) != len(texts["vocabulary"]) or min(counts, default=0) < 0:
+                raise ValueError("counts are not one for each of the vocabulary")
+            return cls(Inputs(inputs["kind"], tensors, texts["vocabulary"], counts), made, saved["sizes"])
+
+
+def _keys(saved: object, names: tuple[str, ...]) -> None:
+    if not isinstance(saved, dict) or set(saved) != set(names):
+        raise ValueError(f"it does not consist of {', '.join(names)}")
+
+
+def _all(kind: type, saved: dict, name: str) -> tuple:
+    if not isinstance(saved[name], list) or not all(type(value) is kind for value in saved[name]):
+        raise ValueError(f"{name} is no list of {kind.__name__}")
+    return tuple(saved[name])
+
+
+def _tensor(name: str, saved: object) -> Tensor:
+    _keys(saved, ("shape", "dtype"))
+    shape, numbers = saved["shape"], 1
+    for size in shape if isinstance(shape, list) else [shape]:
+        if type(size) not in (int, str) or isinstance(size, int) and size < 0:
+            raise ValueError(f"the shape of {name} is {str(shape)[:80]}")
+        numbers *= size if isinstance(size, int) else 1
+    if not isinstance(shape, list) or numbers > MOST or not isinstance(saved["dtype"], str):
+        raise ValueError(f"{name} of shape {str(shape)[:80]} is no tensor of a sample")
+    return Tensor(tuple(shape), saved["dtype"])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import ZooError
 from ..files import sync, write_text, writing
+from ..foreign import reading
 
 HEADER = "step,epoch,split,metric,value\n"
 
@@ -64,7 +65,7 @@ class CsvLog:
 def read_log(path: Path) -> dict[tuple[str, str], tuple[list[int], list[float]]]:
     """(split, metric) -> steps and values, for pictures."""
     curves: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
-    with open(path, encoding="utf-8", newline="") as log:
+    with reading(path, "log of a run", "delete it"), open(path, encoding="utf-8", newline="") as log:
         for row in csv.DictReader(log):
             if row["value"]:
                 steps, values = curves.setdefault((row["split"], row["metric"]), ([], []))

@@ -23,12 +23,14 @@ from .. import metrics
 from ..data.datamodule import DataModule
 from ..errors import ZooError
 from ..files import atomic
+from ..foreign import reading
 from ..seeding import seed_all
+from ..stored import check_fit, restore
 from .config import TrainConfig
 from .console import Console
 from .csvlog import CsvLog
 from .evaluate import collect
-from .state import BestWeights, save
+from .state import NAME, BestWeights, save
 from .task import Task
 
 
@@ -43,7 +45,7 @@ class Progress:
     stopped: bool = False
     loss_count: int = 0  # batches since the last row of the log
     epoch_count: int = 0  # batches of this epoch
-    seconds: float = 0.0  # training time of all sittings, evaluation left out
+    seconds: float = 0.0  # training time since the run began, evaluation left out
     samples: int = 0
 
 
@@ -63,6 +65,8 @@ class Engine(L.Callback):
     ):
         self.folder, self.data, self.config, self.seed = folder, data, config, seed
         self.per_epoch, self.total, self.state, self.console = per_epoch, total, state, console
+        if state:
+            check_state(state, folder / "checkpoints" / NAME)
         self.conditions: dict = {}  # see state.py
         self.progress = Progress(**state["progress"]) if state else Progress()
         self.csv = CsvLog(folder / "metrics.csv")
@@ -85,9 +89,11 @@ class Engine(L.Callback):
         if self.config.ema:
             self.ema = {name: tensor.detach().clone() for name, tensor in task.model.state_dict().items()}
         if self.state:
-            trainer.optimizers[0].load_state_dict(self.state["optimizer"])
-            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["scheduler"])
+            path = self.folder / "checkpoints" / NAME
+            with reading(path, "state of this run's optimiser", "start a new run"):
+                restore(trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler, self.state)
             if self.ema is not None:
+                check_fit(self.state["ema"] or {}, self.ema, path)
                 self.ema = {name: self.state["ema"][name].to(tensor.device) for name, tensor in self.ema.items()}
         if trainer.is_global_zero:
             self.csv.start(self.state and self.state["log"])
@@ -242,3 +248,28 @@ class _Swapped:
 def _save_weights(task: Task, path: Path) -> None:
     with atomic(path) as temporary:
         task.model._write(temporary)
+
+
+def check_state(state: dict, path: Path) -> None:
+    """Raise where a saved state lacks what an engine goes on from, or holds something else in its place."""
+    kinds = {"model": dict, "optimizer": dict, "scheduler": dict, "progress": dict, "log": dict, "backends": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    wrong += [] if isinstance(state.get("ema", 0), dict | None) else ["ema"]
+    wrong += [] if isinstance(state.get("best_sha256", 0), str | None) else ["best_sha256"]
+    losses = state.get("losses")
+    pairs = isinstance(losses, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in losses)
+    wrong += [] if pairs and losses and all(_is_number(x) for pair in losses for x in pair) else ["losses"]
+    if not wrong:
+        fresh, saved, log = asdict(Progress()), state["progress"], state["log"]
+        numbers = (name for name in fresh if name not in ("best", "stopped"))
+        wrong += [f"progress.{name}" for name in numbers if not _is_number(saved.get(name)) or saved[name] < 0]
+        wrong += [] if set(saved) == set(fresh) and isinstance(saved.get("stopped"), bool) else ["progress"]
+        wrong += [] if isinstance(saved.get("best", 0), float | int | None) else ["progress.best"]
+        counted = isinstance(log.get("bytes"), int) and log["bytes"] >= 0 and isinstance(log.get("sha256"), str)
+        wrong += [] if counted else ["log"]
+    if wrong:
+        raise ZooError(f"{path}: is no state to go on from ({wrong[0]} is missing or no such thing); start a new run")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import atomic
+from ..stored import read_npz
 
 
 def save_rows(path: Path, rows: dict[str, np.ndarray], slices: dict[str, dict[str, np.ndarray]] | None = None) -> None:
@@ -22,6 +23,5 @@ def save_rows(path: Path, rows: dict[str, np.ndarray], slices: dict[str, dict[st
 
 def load_rows(path: Path, view: str = "") -> dict[str, np.ndarray]:
     """Read what `save_rows` wrote: the rows of the test part, or of the slice `view`."""
-    with np.load(path, allow_pickle=False) as saved:
-        split = [name.rpartition("/") for name in saved.files]
-        return {name: saved["".join((of, slash, name))] for of, slash, name in split if of == view}
+    split = [(name.rpartition("/"), array) for name, array in read_npz(path).items()]
+    return {name: array for (of, _, name), array in split if of == view}

@@ -29,13 +29,14 @@ from ..ops.backends import held
 from ..recipe import Recipe, load
 from ..registry import find
 from ..seeding import seed_all
+from ..stored import check_fit
 from . import head
 from .config import TrainConfig
 from .console import Console
 from .csvlog import HEADER
 from .engine import Engine
 from .memory import fits
-from .state import conditions, require_same
+from .state import NAME, conditions, require_same
 from .state import load as load_state
 from .task import Task
 
@@ -245,6 +246,7 @@ def _fit_network(s: Session, run: Path, state: dict | None, console: Console) ->
         require_same(run, state, engine.conditions)
         if trainer.is_global_zero:
             engine.go_back()
+        check_fit(state["model"], s.task.model.state_dict(), run / "checkpoints" / NAME)
         s.task.model.load_state_dict(state["model"])
         console.line(f"resumes at step {state['progress']['step']}")
     elif config.init_from:

@@ -24,6 +24,7 @@ from ..errors import ZooError
 from ..files import atomic, hash_file, sync
 from ..recipe import Recipe
 from ..registry import find
+from ..stored import read_state
 
 NAME, BEST, BEFORE = "last.ckpt", "best.safetensors", "best-before.safetensors"
 MARK, DIGITS = b"sha256:", 64
@@ -110,7 +111,7 @@ def load(folder: Path) -> dict | None:
     if not path.is_file():
         return None
     _require_whole(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return read_state(path)
 
 
 def _seal(path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..backbones.base import Model
 from ..errors import ZooError
+from ..stored import read_weights
 
 
 def weights_file(source: str) -> Path:
@@ -19,10 +20,8 @@ def weights_file(source: str) -> Path:
 
 def init_from(model: Model, source: str) -> str:
     """Load weights of a run folder or a `.safetensors` file into `model`; returns one line that says what fitted."""
-    from safetensors.torch import load_file
-
     path = weights_file(source)
-    weights, own = load_file(str(path)), model.state_dict()
+    weights, own = read_weights(path), model.state_dict()
     fits = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     if not fits:
         raise ZooError(

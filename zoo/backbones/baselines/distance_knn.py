@@ -11,6 +11,7 @@ import numpy as np
 
 from ...data.spec import Spec
 from ...seeding import generator
+from ...stored import array
 from ...train.task import part_batches
 from ..base import Fitted
 
@@ -65,4 +66,8 @@ class DistanceKNN(Fitted):
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Histograms and classes."""
-        self.histogram, self.label = state["histogram"], state["label"]
+        histogram = array(state, "histogram", (None, self.bins), np.float32)
+        label = array(state, "label", (len(histogram),), np.int64)
+        if not len(label) or not 0 <= label.min() <= label.max() < self.num_outputs:
+            raise ValueError(f"label: holds no cloud, or classes beyond {self.num_outputs}")
+        self.histogram, self.label = histogram, label

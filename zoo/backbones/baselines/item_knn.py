@@ -12,6 +12,7 @@ import numpy as np
 
 from ...data.logs import TrainWindows
 from ...data.spec import Spec
+from ...stored import array
 from ..base import Fitted
 
 
@@ -66,4 +67,7 @@ class ItemKNN(Fitted):
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Neighbours and similarities."""
-        self.near, self.similarity = state["near"], state["similarity"]
+        near = array(state, "near", self.near.shape, np.int32)
+        if near.size and not 0 <= near.min() <= near.max() <= self.num_items:
+            raise ValueError(f"near: {near.min()} to {near.max()} are no items of {self.num_items}")
+        self.near, self.similarity = near, array(state, "similarity", near.shape, np.float32)

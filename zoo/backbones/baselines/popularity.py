@@ -6,6 +6,7 @@ import numpy as np
 
 from ...data.logs import TrainWindows
 from ...data.spec import Spec
+from ...stored import array
 from ..base import Fitted
 
 
@@ -35,4 +36,4 @@ class Popularity(Fitted):
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """The counts."""
-        self.count = state["count"]
+        self.count = array(state, "count", self.count.shape, np.float32)
