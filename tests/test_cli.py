@@ -249,7 +249,8 @@ def test_new_data_set_keeps_the_contract_and_trains_from_a_foreign_folder(new, c
     # the run knows its data set wherever it is looked at
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert json.loads(answers(capsys, "eval", str(record.parent), "--json"))
+    assert "add --trust-code" in fails(capsys, "eval", str(record.parent))
+    assert json.loads(answers(capsys, "eval", str(record.parent), "--json", "--trust-code"))
     answers(capsys, *(word.replace("my_set.py", "../my_set.py") for word in words))
 
 

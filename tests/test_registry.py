@@ -10,6 +10,7 @@ from statezoo.zoo.files import read_json
 from statezoo.zoo.listing import select
 from statezoo.zoo.recipe import load
 from statezoo.zoo.registry import MARK, ROOT, entries, find, read_file
+from statezoo.zoo.trust import typed
 
 KINDS = ("model", "dataset", "task")
 
@@ -143,15 +144,17 @@ def test_paths_are_relative_to_the_folder_one_is_in(tmp_path, monkeypatch):
 def test_two_files_of_one_name_are_two_modules(tmp_path):
     for folder, dim in (("a", 1), ("b", 2)):
         write(tmp_path / folder / "net.py", f"class Net:\n    configs = {{'net': {{}}}}\n    dim = {dim}\n")
-    assert [find("model", f"{tmp_path}/{folder}/net.py").load().dim for folder in "ab"] == [1, 2]
+    with typed(f"{tmp_path}/a/net.py", f"{tmp_path}/b/net.py"):
+        assert [find("model", f"{tmp_path}/{folder}/net.py").load().dim for folder in "ab"] == [1, 2]
 
 
 def test_a_file_that_fails_to_import_can_be_mended(tmp_path):
     file = write(tmp_path / "net.py", "import nowhere_at_all\n\n\nclass Net:\n    configs = {'net': {}}\n")
-    with pytest.raises(ModuleNotFoundError):
-        find("model", str(file)).load()
-    write(file, "class Net:\n    configs = {'net': {}}\n")
-    assert find("model", str(file)).load().__name__ == "Net"
+    with typed(str(file)):
+        with pytest.raises(ModuleNotFoundError):
+            find("model", str(file)).load()
+        write(file, "class Net:\n    configs = {'net': {}}\n")
+        assert find("model", str(file)).load().__name__ == "Net"
 
 
 def test_wrong_files_are_named(tmp_path):

@@ -14,6 +14,7 @@ from .. import __version__
 from .errors import ZooError, unknown
 from .runs import reader_of, reading_of, require_begun, require_finished, task_options
 from .source import stated
+from .trust import trusting
 
 EPILOG = (
     "Any option of a recipe can be given as key.sub=value, for example: zoo train sasrec/ml-100k train.lr=3e-4 seed=1"
@@ -68,7 +69,8 @@ def _run(arguments: list[str]) -> int:
     if overrides and not hasattr(options, "overrides"):
         raise ZooError(f"zoo {arguments[0]} takes no key=value ({overrides[0]}); drop it")
     options.overrides = overrides
-    return options.handler(options) or 0
+    with trusting(everything=getattr(options, "trust_code", False)):
+        return options.handler(options) or 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,9 +116,11 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         "--resume", nargs="?", const=True, default=False, metavar="RUN", help="go on with RUN, or the newest unfinished"
     )
     verb.add_argument("--folder", type=Path, help="where to write the run")
+    _takes_code(verb)
 
     verb = _verb(verbs, "eval", _eval, "evaluate a finished run again and compare with its record")
     verb.add_argument("run", type=Path)
+    _takes_code(verb)
 
     verb = _verb(verbs, "predict", _predict, "predict on a file or folder without labels")
     verb.add_argument("run", type=Path)
@@ -134,6 +138,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     if "predict" in arguments:
         _add_task_options(verb, arguments)
     verb.add_argument("--features", action="store_true", help="embeddings in place of predictions")
+    _takes_code(verb)
 
     verb = _verb(verbs, "data", _data, "look at, fetch or check a data set, or write its sample")
     verb.add_argument("action", choices=("describe", "fetch", "check", "sample"))
@@ -150,6 +155,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     )
     verb.add_argument("--sample", action="store_true")
     verb.add_argument("--steps", type=int, default=20)
+    _takes_code(verb)
 
     verb = _verb(verbs, "new", _new, "write the commented file of a new data set or model")
     verb.add_argument("kind", choices=("dataset", "model"))
@@ -166,6 +172,14 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
 
     _verb(verbs, "doctor", _doctor, "what this machine can do, and what is missing")
     return parser
+
+
+def _takes_code(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="run the .py files that the run or YAML recipe names, not only those among these words",
+    )
 
 
 def _verb(verbs, name: str, handler, summary: str) -> argparse.ArgumentParser:

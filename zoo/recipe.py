@@ -9,18 +9,22 @@ plain pair serves with that one setting changed, and a pair without any file run
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 from .errors import ZooError, nearest, unknown
 from .files import hash_file, hash_json, write_text
+from .foreign import parse_yaml, read_yaml, safe_name
 from .registry import ROOT, Entry, entries, find
 from .source import arguments, stated
+from .trust import code_file, code_hash, read_code, trusting, typed
 
 SECTIONS = ("model", "data", "task", "train")
 
@@ -37,6 +41,16 @@ class Recipe:
     seed: int
     note: str = ""
     start: str | None = None  #: hash of the weights of `train.init_from`, where a run has noted it
+    #: absolute path -> SHA-256 of each file from outside the zoo that its names are of
+    code: dict[str, str] = field(default_factory=dict)
+
+    def trusted(self):
+        """A block in which the files of `code` may run: `load` refused those that nobody typed."""
+        return trusting(map(Path, self.code))
+
+    def code_of(self, section: str) -> str | None:
+        """SHA-256 of the code file that a section's name is the path of; None where it is the zoo's or a plug-in's."""
+        return self.code.get(str(code_file(getattr(self, section)["name"])[0]))
 
     def arguments(self, section: str) -> dict:
         """The constructor arguments of a section, without its name."""
@@ -44,7 +58,8 @@ class Recipe:
 
     def resolved(self) -> dict:
         """Everything, as saved in a run's `recipe.yaml`."""
-        return {"id": self.id, **{name: getattr(self, name) for name in SECTIONS}, "seed": self.seed}
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        return {"id": self.id, **sections, "seed": self.seed, **({"code": self.code} if self.code else {})}
 
     def scientific(self) -> dict:
         """What decides the result: without paths, loader and machine settings, and the seed.
@@ -55,10 +70,11 @@ class Recipe:
         """
         from .train.config import OPERATIONAL, TrainConfig
 
-        task, dataset, model = (
-            find(kind, getattr(self, section)["name"]).load()
-            for kind, section in (("task", "task"), ("dataset", "data"), ("model", "model"))
-        )
+        with self.trusted():
+            task, dataset, model = (
+                find(kind, getattr(self, section)["name"]).load()
+                for kind, section in (("task", "task"), ("dataset", "data"), ("model", "model"))
+            )
         sections = {
             "model": _but(self.model, added_later(model)),
             "data": _but(self.data, added_later(dataset), "root"),
@@ -109,14 +125,20 @@ def recipe_files() -> dict[str, Path]:
     return found
 
 
-def load(source: str, overrides: Iterable[str] = (), *, sample: bool = False) -> Recipe:
-    """The recipe of an id or a YAML file, with `key.sub=value` overrides, checked and completed with defaults."""
+def load(source: str, overrides: Iterable[str] = (), *, sample: bool = False, words: Iterable[str] = ()) -> Recipe:
+    """The recipe of an id or a YAML file, with `key.sub=value` overrides, checked and completed with defaults.
+
+    Code files run where the id, an override, or one of the further `words` that the user typed is their path; those
+    that a YAML file names do not (`trust.py`).
+    """
+    overrides = list(overrides)
     raw, recipe_id, note = _source(source)
     changes = [parse_override(text) for text in overrides]
-    _check_names(_changed(copy.deepcopy(raw), changes, source), recipe_id)
-    if sample:
-        _shrink(raw, recipe_id)
-    return _check(_changed(raw, changes, source), recipe_id, note)
+    with typed(*words, *typed_names(source, overrides)):
+        _check_names(_changed(copy.deepcopy(raw), changes, source), recipe_id)
+        if sample:
+            _shrink(raw, recipe_id)
+        return _check(_changed(raw, changes, source), recipe_id, note)
 
 
 def check_names(source: str, overrides: Iterable[str] = ()) -> None:
@@ -145,11 +167,14 @@ def _named(given: dict) -> dict[str, Entry]:
 def _source(source: str) -> tuple[dict, str, str]:
     """The keys of an id or a YAML file, the recipe's id and a note."""
     if not source.endswith((".yaml", ".yml")):
-        return _by_id(source)
+        raw, note = _by_id(source)
+        return raw, short_id(source), note
     if not Path(source).is_file():
         raise ZooError(f"no file {source}; give a recipe id (`zoo list recipes`) or the path of a YAML file")
     raw = _read(Path(source))
-    return raw, raw.get("id") or Path(source).stem, ""
+    _refuse_changed(raw, source)
+    stem = re.sub(r"[^A-Za-z0-9._@+:-]+", "-", Path(source).stem).strip(".") or "recipe"
+    return raw, _checked_id(raw["id"], source) if "id" in raw else stem, ""
 
 
 def _changed(raw: dict, changes: Iterable[tuple[list[str], object]], source: str) -> dict:
@@ -158,6 +183,7 @@ def _changed(raw: dict, changes: Iterable[tuple[list[str], object]], source: str
     for key in raw:
         if key not in (*SECTIONS, "seed", "id"):
             raise unknown("key", key, (*SECTIONS, "seed"), where=f"recipe {source}")
+    _refuse_class_paths(raw, source)
     return raw
 
 
@@ -184,6 +210,38 @@ def _check_names(raw: dict, recipe_id: str) -> None:
             raise unknown("split", split, valid["split"], where=f"recipe {recipe_id}")
 
 
+def _refuse_changed(raw: dict, source: str) -> None:
+    """Take `code` out of a run's recipe, and raise where a file that it names is not the one that ran then."""
+    said = raw.pop("code", None) or {}
+    if not isinstance(said, dict):
+        raise ZooError(f"{source}: code is no mapping of files to their SHA-256; restore it, or leave it out")
+    names = [part.get("name") for part in raw.values() if isinstance(part, dict)]
+    for file in [code_file(name)[0] for name in names if isinstance(name, str)]:
+        if file and file.is_file() and said.get(str(file), now := code_hash(read_code(file))) != now:
+            raise ZooError(
+                f"{file}: has changed since {source} was written; put it back, or to go on with what it is now delete "
+                f"`code` in {source}"
+            )
+
+
+def _checked_id(given: object, source: str) -> str:
+    """An `id:` out of a file, each part of which is a name."""
+    if not isinstance(given, str) or not given:
+        raise ZooError(f"{source}: its id is {str(given)[:80]!r}; write <model>/<dataset>, or leave it out")
+    for part in given.split("/"):
+        safe_name(part, "the part of its id", source)
+    return given
+
+
+def _refuse_class_paths(value, recipe_id: str) -> None:
+    """Refuse `class_path` wherever it stands: jsonargparse imports what it names where any value is taken."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if key in ("class_path", "init_args"):
+            raise ZooError(f"recipe {recipe_id}: {key} names code, which no recipe runs; leave it out")
+        if isinstance(inner, (dict, list)):
+            _refuse_class_paths(inner, recipe_id)
+
+
 def _shrink(raw: dict, recipe_id: str) -> None:
     """The settings of `--sample`; overrides come after them."""
     given = {section: _section(raw, section, recipe_id) for section in SECTIONS}
@@ -207,9 +265,34 @@ def _section(raw: dict, section: str, recipe_id: str) -> dict:
     return given
 
 
-def _by_id(source: str) -> tuple[dict, str, str]:
-    # a model may be a path: dir/net.py/digits, dir/net.py:wide/digits
-    model, slash, rest = re.fullmatch(r"(.*?\.py(?::[^/]+)?(?=/)|[^/]*)(/?)(.*)", source).groups()
+def _split(source: str) -> tuple[str, str, str]:
+    """Model, slash, and the rest of an id; a model may be a path: dir/net.py/digits, dir/net.py:wide/digits."""
+    return re.fullmatch(r"(.*?\.py(?::[^/]+)?(?=/)|[^/]*)(/?)(.*)", source, re.DOTALL).groups()
+
+
+def typed_names(source: str, overrides: Iterable[str] = ()) -> list[str]:
+    """The names of models, data sets and tasks among a user's words: of an id, and of overrides."""
+    names: list = []
+    if not source.endswith((".yaml", ".yml")):
+        model, _, rest = _split(source)
+        names += [model, rest.partition("@")[0]]
+    wanted: dict = {}
+    for text in overrides:
+        _set(wanted, *parse_override(text))
+    names += [part.get("name") for part in wanted.values() if isinstance(part, dict)]
+    return [name for name in names if isinstance(name, str)]
+
+
+def short_id(source: str) -> str:
+    """An id as runs and records keep it: the folders of code files, which are the user's own, left out."""
+    model, slash, rest = _split(source)
+    data, at, split = rest.partition("@")
+    short = (re.sub(r"^.*/", "", name, flags=re.DOTALL) if ".py" in name else name for name in (model, data))
+    return _checked_id(f"{slash}".join(short) + at + split, "the recipe")
+
+
+def _by_id(source: str) -> tuple[dict, str]:
+    model, slash, rest = _split(source)
     files = recipe_files()
     if not slash:
         raise unknown("recipe", source, files)
@@ -247,17 +330,11 @@ def _by_id(source: str) -> tuple[dict, str, str]:
     if "name" not in raw["task"]:
         tasks = stated(entry, "tasks") or entry.load().tasks
         raw["task"] = {"name": tasks[0], **raw["task"]}
-    return raw, source, note
+    return raw, note
 
 
 def _read(file: Path) -> dict:
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
-        raise ZooError(
-            f"{file}, line {line}: not valid YAML ({getattr(error, 'problem', error)}); mend the file"
-        ) from error
+    raw = read_yaml(file)
     if not isinstance(raw, dict):
         raise ZooError(f"{file}: a recipe is a mapping with {', '.join(SECTIONS)}; mend the file")
     return raw
@@ -269,7 +346,7 @@ def parse_override(text: str) -> tuple[list[str], object]:
     if not equals or not key:
         raise ZooError(f"'{text}' is no override; write key.sub=value, for example train.lr=1e-3")
     try:
-        return key.split("."), yaml.safe_load(value)
+        return key.split("."), parse_yaml(value)
     except yaml.YAMLError as error:
         raise ZooError(f"override '{text}': the value is not valid YAML; quote it") from error
 
@@ -288,10 +365,12 @@ def _check(raw: dict, recipe_id: str, note: str) -> Recipe:
 
     raw = copy.deepcopy(raw)
     raw |= {section: _section(raw, section, recipe_id) for section in SECTIONS}
-    names, classes, defaults = {}, {"train": TrainConfig}, {"train": {}}
+    names, classes, defaults, code = {}, {"train": TrainConfig}, {"train": {}}, {}
     for section in ("model", "data", "task"):
         entry = find("dataset" if section == "data" else section, raw[section]["name"])
         names[section], classes[section] = _found_from_anywhere(raw[section].pop("name")), entry.load()
+        if entry.sha256:
+            code[str(entry.file)] = entry.sha256
         defaults[section] = entry.config if section == "model" else {}
     subset = find("dataset", names["data"]).key.partition(":")[2]
     if subset and raw["data"].setdefault("subset", subset) != subset:
@@ -312,13 +391,13 @@ def _check(raw: dict, recipe_id: str, note: str) -> Recipe:
             **({"name": names[section]} if section in names else {}),
             **_typed(section, classes[section], given, skip[section], recipe_id),
         }
-    return Recipe(recipe_id, **done, seed=seed, note=note)
+    return Recipe(recipe_id, **done, seed=seed, note=note, code=code)
 
 
 def _found_from_anywhere(name: str) -> str:
     """A path as an absolute one, so that a run's recipe can be loaded from any folder."""
-    file, dot, rest = name.partition(".py")
-    return str(Path(file + ".py").expanduser().resolve()) + rest if dot else name
+    file, inner = code_file(name)
+    return name if file is None else f"{file}:{inner}" if inner else str(file)
 
 
 def _typed(section: str, cls: type, given: Mapping, skip: set[str], recipe_id: str) -> dict:
@@ -328,24 +407,43 @@ def _typed(section: str, cls: type, given: Mapping, skip: set[str], recipe_id: s
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=skip, fail_untyped=False)
     valid = {action.dest: getattr(action, "_typehint", Any) for action in parser._actions if action.dest != "help"}
+    parsed_of: dict = {}
     for key, value in given.items():
+        where = f"recipe {recipe_id}: {section}.{key}"
         if key not in valid:
             raise unknown(
                 "key", f"{section}.{key}", [f"{section}.{name}" for name in valid], where=f"recipe {recipe_id}"
             )
         # jsonargparse takes null for any type
         if value is None and valid[key] is not Any and type(None) not in get_args(valid[key]):
-            raise ZooError(f"recipe {recipe_id}: {section}.{key} may not be null; give a value, or leave the key out")
+            raise ZooError(f"{where} may not be null; give a value, or leave the key out")
+        if not _holds_plain_values(valid[key]):  # of a class or a function, which jsonargparse would import
+            raise ZooError(f"{where} takes {valid[key]}, which no recipe can hold; leave it out")
         if type(value) in (int, float) and str(value) in get_args(valid[key]):
-            given = {**given, key: str(value)}  # YAML reads train.precision=32 as a number
+            value = str(value)  # YAML reads train.precision=32 as a number
+        if valid[key] is not Any:  # nor does it see what may be anything, where it looks for names of classes
+            parsed_of[key] = value
     try:
-        parsed = parser.parse_object(Namespace(**given))
+        parsed = parser.parse_object(Namespace(**parsed_of))
     except (ArgumentError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         bad = next((key for key in given if f'"{key}"' in reason or f"'{key}'" in reason or f".{key}" in reason), "")
         reason = re.sub(r"^Parser key \"?[\w.]+\"?: ", "", reason)
         raise ZooError(f"recipe {recipe_id}: {section}.{bad}: {reason[:200]}; give a value of that type") from error
-    return {key: _plain(parsed[key]) for key in valid}
+    done = {key: _plain(given[key] if key in given and key not in parsed_of else parsed[key]) for key in valid}
+    for key, value in done.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ZooError(f"recipe {recipe_id}: {section}.{key} is {value}; give a finite number")
+    return done
+
+
+def _holds_plain_values(hint: Any) -> bool:
+    """Whether a type is one that YAML can write: numbers, texts, paths, choices, and lists and mappings of these."""
+    if hint is Any or get_origin(hint) is Literal or hint in (type(None), Ellipsis):
+        return True
+    if get_args(hint):
+        return all(map(_holds_plain_values, get_args(hint)))
+    return isinstance(hint, type) and issubclass(hint, (int, float, str, Path, list, tuple, dict, set, Enum, Iterable))
 
 
 def _plain(value):

@@ -8,23 +8,24 @@ the attribute that marks its kind, as a literal, in its own body:
 - task: `rows`, its prediction-row schema; the key is the file's stem.
 
 Besides the zoo's own folders there are entry points (`statezoo.models|datasets|tasks`, name = "module:Class") and
-plain paths: `my_set.py` wherever a name is asked for.
+plain paths: `my_set.py` wherever a name is asked for. A path is read here; what runs it says `trust.py`.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-import hashlib
-import importlib.util
-import sys
+import importlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from .errors import ZooError, unknown
+from .foreign import safe_name
 from .syntax import outline
+from .trust import code_file, code_hash, import_code, read_code
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"model": ("zoo/backbones", "zoo/backbones/baselines"), "dataset": ("datasets/*",), "task": ("tasks",)}
@@ -42,12 +43,12 @@ class Entry:
     summary: str
     file: Path | None = None
     declared: dict = field(default_factory=dict, hash=False)
+    sha256: str = ""  #: of a file from outside the zoo
 
     def load(self) -> type:
-        """Import the class."""
-        if self.file is not None and not self.module.startswith("statezoo."):
-            return getattr(_import_file(self.module, self.file), self.cls)
-        return getattr(importlib.import_module(self.module), self.cls)
+        """Import the class; a file from outside the zoo only where it is trusted."""
+        module = import_code(self.file, self.sha256) if self.sha256 else importlib.import_module(self.module)
+        return getattr(module, self.cls)
 
     @property
     def config(self) -> dict:
@@ -71,13 +72,11 @@ def entries(kind: str) -> dict[str, Entry]:
 
 def find(kind: str, key: str) -> Entry:
     """The entry of a name, or of a path to a .py file; an unknown name fails with the nearest one."""
-    path, _, name = key.partition(".py:") if ".py:" in key else (key, "", "")
-    if path.endswith(".py") or ".py:" in key:
-        file = Path(path if path.endswith(".py") else path + ".py").expanduser().resolve()
-        if not file.is_file():
+    file, name = code_file(key)
+    if file:
+        if not os.path.isfile(safe_name(file.name, f"a {kind}'s file", file.parent) and file):
             raise ZooError(f"no file {file}; check the path, or `zoo new {kind} NAME` writes one")
-        module = f"statezoo_file_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-        here = {entry.key: entry for entry in read_file(kind, file, module)}
+        here = {entry.key: entry for entry in read_file(kind, file, "")}
         if not here:
             raise ZooError(f"{file}: no public class states `{MARK[kind]}`, which makes it a {kind}; add it")
         if not name:
@@ -91,11 +90,13 @@ def find(kind: str, key: str) -> Entry:
 
 
 def read_file(kind: str, file: Path, module: str) -> Iterator[Entry]:
-    """The entries that a file defines, from its syntax tree."""
+    """The entries that a file defines, from its syntax tree; a file from outside the zoo has no `module`."""
+    text = read_code(file)
     try:
         tree = outline(file)
-    except SyntaxError as error:
-        raise ZooError(f"{file}, line {error.lineno}: {error.msg}; mend the file") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        told = getattr(error, "msg", None) or str(error) or "it is too deep"
+        raise ZooError(f"{file}, line {getattr(error, 'lineno', 1)}: {told}; mend the file") from error
     for node in tree.body:
         if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
             continue
@@ -103,11 +104,13 @@ def read_file(kind: str, file: Path, module: str) -> Iterator[Entry]:
         if MARK[kind] not in declared:
             continue
         summary = (ast.get_docstring(node) or ast.get_docstring(tree) or "").split("\n")[0]
-        keys = list(declared["configs"]) if kind == "model" else [_key(kind, file)]
-        if kind == "dataset":
-            keys += [f"{keys[0]}:{subset}" for subset in declared.get("subsets", ())]
-        for key in keys:
-            yield Entry(kind, key, module, node.name, summary, file, declared)
+        keys = declared["configs"] if kind == "model" else [_key(kind, file)]
+        subsets = declared.get("subsets", ()) if kind == "dataset" else ()
+        if not isinstance(keys, (dict, list)) or not isinstance(subsets, (tuple, list)):
+            raise ZooError(f"{file}: {node.name} states configs or subsets that are no dict or tuple; mend the file")
+        for key in [*keys, *(f"{keys[0]}:{subset}" for subset in subsets)]:
+            safe_name(key, f"the {kind}", file)
+            yield Entry(kind, key, module, node.name, summary, file, declared, "" if module else code_hash(text))
 
 
 def _key(kind: str, file: Path) -> str:
@@ -125,7 +128,7 @@ def _plugins(kind: str) -> Iterator[Entry]:
     for point in entry_points(group=f"statezoo.{kind}s"):
         module, _, cls = point.value.partition(":")
         source = f"plug-in of {point.dist.name}" if point.dist else "plug-in"
-        yield Entry(kind, point.name, module, cls, source)
+        yield Entry(kind, safe_name(point.name, f"the {kind}", source), module, cls, source)
 
 
 def _literals(node: ast.ClassDef) -> Iterator[tuple[str, object]]:
@@ -134,17 +137,5 @@ def _literals(node: ast.ClassDef) -> Iterator[tuple[str, object]]:
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and isinstance(targets[0], ast.Name) and statement.value:
             try:
                 yield targets[0].id, ast.literal_eval(statement.value)
-            except ValueError:
+            except (ValueError, TypeError, RecursionError, MemoryError):
                 continue  # not a literal: known only once imported
-
-
-def _import_file(module: str, file: Path):
-    if module not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module, file)
-        sys.modules[module] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(sys.modules[module])
-        except BaseException:
-            del sys.modules[module]
-            raise
-    return sys.modules[module]

@@ -8,16 +8,23 @@ from pathlib import Path
 import yaml
 
 from ..errors import ZooError, unknown
+from ..foreign import parse_yaml
 from ..registry import Entry, find
 from ..source import arguments
+from ..trust import typed
 
 
 def run_action(
     action: str, dataset: str, overrides: Iterable[str], *, contract: bool, folder: Path | None, seed: int
 ) -> tuple[dict, list[str]]:
-    """Facts and lines of one action on one data set."""
-    entry = find("dataset", dataset)
-    _check_names(entry, overrides)
+    """Facts and lines of one action on one data set; the user typed its name."""
+    with typed(dataset):
+        entry = find("dataset", dataset)
+        _check_names(entry, overrides)
+        return _run_action(action, entry, overrides, contract, folder, seed)
+
+
+def _run_action(action: str, entry: Entry, overrides: Iterable[str], contract: bool, folder: Path | None, seed: int):
     cls, config = entry.load(), _arguments(entry.load(), overrides)
     if entry.key.partition(":")[2]:
         config.setdefault("subset", entry.key.partition(":")[2])
@@ -61,7 +68,10 @@ def _arguments(cls: type, overrides: Iterable[str]) -> dict:
         key, _, value = text.removeprefix("data.").partition("=")
         if key not in valid:
             raise unknown("argument", key, valid, where=cls.__name__)
-        config[key] = yaml.safe_load(value)
+        try:
+            config[key] = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise ZooError(f"'{text}': the value is not valid YAML; quote it") from error
     return config
 
 

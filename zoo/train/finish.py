@@ -57,7 +57,7 @@ def finish(s, run: Path, done: dict, console: Console) -> Path:
     if ranks["rank"]:
         return run
     s.task.to("cpu") if not s.fitted else None
-    s.task.model.save(run, s.recipe.model["name"])
+    s.task.model.save(run, s.recipe.model["name"], s.recipe.code_of("model"))
     save_rows(run / "predictions.npz", rows, sliced)
     record = _record(s, run, rows, sliced, done, eval_seconds, backends)
     if (run / "metrics.csv").is_file():
@@ -119,14 +119,19 @@ def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float, b
             facts=s.dataset.facts(),
         ),
         model=ModelFacts(
-            name=s.recipe.model["name"],
+            name=Path(s.recipe.model["name"]).name,
             parameters=parameter_count(s.task.model),
             macs=macs(s),
             weights_sha256=hash_file(run / "model.safetensors"),
             prep_sha256=hash_folder(run / "prep"),
             pretrained=s.config.init_from and Path(s.config.init_from).name,
         ),
-        recipe=RecipeFacts(id=s.recipe.id, scientific=s.recipe.scientific(), sha256=s.recipe.hash()),
+        recipe=RecipeFacts(
+            id=s.recipe.id,
+            scientific=s.recipe.scientific(),
+            sha256=s.recipe.hash(),
+            code={Path(file).name: sha256 for file, sha256 in s.recipe.code.items()} or None,
+        ),
         seed=s.seed,
         code=Code(**head.read(run)["code"]),
         environment=Environment(

@@ -14,7 +14,8 @@ from pathlib import Path
 from ... import __version__
 from ..errors import ZooError
 from ..files import atomic_folder, clean, hash_folder, hash_json, read_json, write_json
-from ..recipe import SECTIONS, Recipe, load
+from ..foreign import refuse_links_out
+from ..recipe import SECTIONS, Recipe, load, short_id, typed_names
 from ..registry import ROOT
 from ..runs import require_begun
 from .config import HARMLESS, MACHINE
@@ -100,18 +101,25 @@ def resumed(run: Path, source: str, overrides: list[str]) -> tuple[Recipe, bool]
     What would change the result, in the file or in the overrides, is refused.
     """
     require_begun(run)
-    head, saved = read(run), load(str(run / "recipe.yaml"))
-    if not source.endswith((".yaml", ".yml")) and saved.id != source:
+    refuse_links_out(run)
+    words = typed_names(source, overrides)
+    head, saved = read(run), load(str(run / "recipe.yaml"), words=words)
+    if not source.endswith((".yaml", ".yml")) and saved.id != id_of(source):
         raise ZooError(f"{run} is a run of {saved.id}, not of {source}; `zoo train {saved.id} --resume {run}`")
     edited = _other(head["recipe"], saved)
     if edited:
         raise ZooError(
             f"{run / 'recipe.yaml'}: has been edited, the run began with {edited}; put it back, or start a new run"
         )
-    recipe = load(str(run / "recipe.yaml"), overrides)
+    recipe = load(str(run / "recipe.yaml"), overrides, words=words)
     if changed := _other(head["recipe"], recipe):
         raise ZooError(f"{run}: was started with {changed}; drop the override or start a new run")
     return Recipe(**{**vars(recipe), "start": head.get("start_sha256")}), head["sample"]
+
+
+def id_of(source: str) -> str:
+    """The id of the recipe that a command names; of a YAML file its path."""
+    return source if source.endswith((".yaml", ".yml")) else short_id(source)
 
 
 def _other(began: dict, recipe: Recipe) -> str:

@@ -12,36 +12,57 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ...leaderboards.schema import read_record
 from .. import metrics
 from ..backbones.base import Fitted, Model
 from ..data.base import Dataset, Part
 from ..data.spec import Spec
 from ..errors import ZooError
 from ..files import atomic, read_json
+from ..foreign import reading, refuse_links_out
 from ..recipe import Recipe, load, read_by
 from ..registry import find
 from ..runs import reader_of, require_finished, task_options
+from ..stored import within_budget
+from ..trust import trusting
+from . import head
 from .evaluate import collect
-from .head import changes
 from .rows import load_rows
-from .run import Session, build, make_dataset, quiet_lightning, session
+from .run import Session, build, make_dataset, quiet_lightning
 
 
-def open_run(run: Path, prepared: bool = True) -> Session:
+def open_run(run: Path, prepared: bool = True, *, trust_code: bool = False) -> Session:
     """The dataset, model (with its weights) and task of a finished run.
 
     Without `prepared` they are what the run's own `prep/` says: no training data is read, or need be there still.
+    `trust_code`: run the code files that the run may name; without it such a run is refused.
     """
     require_finished(run)
-    recipe = load(str(run / "recipe.yaml"))
-    if prepared:
-        s = session(recipe, read_json(run / "data.json")["sample"])
-    else:
-        if "class_weights" in recipe.task:  # of a loss, which is not taken here; they would be counted in training data
-            recipe = replace(recipe, task=recipe.task | {"class_weights": "none"})
-        s = build(recipe, make_dataset(recipe), Spec.load(run / "prep"))
-    s.task.model.load_file(run / "model.safetensors")
+    refuse_links_out(run)
+    with trusting(everything=trust_code):
+        recipe, sample = load(str(run / "recipe.yaml")), head.read(run)["sample"]
+    # loader processes are this machine's affair, which the recipe of another one does not know
+    recipe = replace(recipe, train=recipe.train | {"workers": min(recipe.train["workers"], os.cpu_count() or 1)})
+    dataset, weights = make_dataset(recipe, sample and prepared), run / "model.safetensors"
+    if not prepared and "class_weights" in recipe.task:
+        # of a loss, which is not taken here; they would be counted in training data
+        recipe = replace(recipe, task=recipe.task | {"class_weights": "none"})
+    spec = dataset.prepare() if prepared else _saved_spec(recipe, run)
+    with reading(run / "recipe.yaml", "recipe of these weights"), within_budget(weights):
+        s = build(recipe, dataset, spec)
+    s.task.model.load_file(weights)
     return s
+
+
+def _saved_spec(recipe: Recipe, run: Path) -> Spec:
+    """What the run's `prep/` says, where its recipe asks for data of the same sizes."""
+    spec = Spec.load(run / "prep")
+    for name, size in spec.sizes.items():
+        if recipe.data.get(name, size) != size:
+            raise ZooError(
+                f"{run / 'recipe.yaml'}: data.{name} is {recipe.data[name]}, and {size} in prep/spec.json; restore both"
+            )
+    return spec
 
 
 def evaluate_run(run: Path) -> tuple[dict, list[str]]:
@@ -50,17 +71,17 @@ def evaluate_run(run: Path) -> tuple[dict, list[str]]:
         s = open_run(run)
         rows = collect(s.task, s.datamodule(), s.dataset.part("test"))
         values = metrics.compute(s.task.rows, rows, **s.task.metric_options())
-    record = read_json(run / "record.json")
-    stated = {name: metric["value"] for name, metric in record["metrics"].items()}
+    record = read_record(run / "record.json")
+    stated = {name: metric.value for name, metric in record.metrics.items()}
     saved = load_rows(run / "predictions.npz")
-    same = all(np.array_equal(saved[name], rows[name]) for name in rows)
+    same = all(name in saved and np.array_equal(saved[name], rows[name]) for name in rows)
     facts = {"run": str(run), "metrics": values, "record": stated, "rows_identical": same}
     lines = [f"{'metric':<20}{'now':>10}{'record':>10}"]
     for name, value in values.items():
-        now, then = ("undefined" if v is None else f"{v:.4f}" for v in (value, stated[name]))
+        now, then = ("undefined" if v is None else f"{v:.4f}" for v in (value, stated.get(name)))
         lines.append(f"{name:<20}{now:>10}{then:>10}")
-    data = record["data"]
-    changed = changes(s.dataset, {**data, "split_sha256": data["split_sha256"][0]})
+    then = {"manifest_sha256": record.data.manifest_sha256, "split_sha256": record.data.split_sha256[0]}
+    changed = head.changes(s.dataset, then)
     why = "" if changed else " (another device, precision or version rounds differently)"
     lines.append("prediction rows are identical" if same else f"prediction rows differ{why}")
     if changed:
@@ -72,10 +93,10 @@ def evaluate_run(run: Path) -> tuple[dict, list[str]]:
 class Run:
     """A finished run, ready to predict; its folder is all that it needs."""
 
-    def __init__(self, folder: Path | str):
+    def __init__(self, folder: Path | str, *, trust_code: bool = False):
         self.folder = Path(folder)
         with quiet_lightning():
-            self._session = open_run(self.folder, prepared=False)
+            self._session = open_run(self.folder, prepared=False, trust_code=trust_code)
 
     @property
     def model(self) -> Model | Fitted:
@@ -131,7 +152,7 @@ class Run:
             raise ZooError(f"--out {out}: {task.rows} writes one .ply for each cloud; give a folder")
         if clouds and out.is_dir() and any(out.iterdir()):
             raise ZooError(f"--out {out}: holds files already; give a new folder")
-        with quiet_lightning():
+        with quiet_lightning(), self.recipe.trusted():
             reader, source = self._reader(source, data)
             part = reader.inference(source, self.folder / "prep")
             given = part.batch(np.arange(1))

@@ -19,12 +19,12 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from ..api import create_dataset
 from ..backbones.base import Fitted
 from ..data.base import Dataset
 from ..data.spec import Spec
-from ..errors import ZooError
+from ..errors import ZooError, unknown
 from ..files import locked, runs_root, writing
+from ..foreign import below, is_name
 from ..ops.backends import held
 from ..recipe import Recipe, load
 from ..registry import find
@@ -41,6 +41,13 @@ from .state import load as load_state
 from .task import Task
 
 CHILD = "STATEZOO_RUN_FOLDER"  # tells the processes that DDP starts which folder the first one chose
+#: Lightning's loggers, and the arguments of each that a recipe may give: none says where to write, or whom to tell
+LOGGERS = {
+    "CSVLogger": ("version", "prefix", "flush_logs_every_n_steps"),
+    "TensorBoardLogger": ("version", "prefix", "sub_dir", "log_graph", "default_hp_metric"),
+    "WandbLogger": ("version", "prefix", "offline", "project", "entity", "group", "tags", "job_type"),
+    "MLFlowLogger": ("prefix", "experiment_name", "run_name", "synchronous"),
+}
 
 
 @dataclass
@@ -74,16 +81,18 @@ def session(recipe: Recipe, sample: bool = False) -> Session:
 def make_dataset(recipe: Recipe, sample: bool = False):
     """The adapter of a recipe, or of its sample; nothing is read yet."""
     arguments = recipe.arguments("data")
-    if sample:
+    with recipe.trusted():
         cls = find("dataset", recipe.data["name"]).load()
-        return cls.sample(**{key: value for key, value in arguments.items() if key != "root"})
-    arguments.pop("subset", None) if ":" in recipe.data["name"] else None
-    return create_dataset(recipe.data["name"], **arguments)
+        if sample:
+            return cls.sample(**{key: value for key, value in arguments.items() if key != "root"})
+        return cls(**arguments)
 
 
 def build(recipe: Recipe, dataset, spec: Spec) -> Session:
     """Model and task of a recipe for a prepared dataset, or for one that was: `spec` says what it is made of."""
-    model_class, wanted = find("model", recipe.model["name"]).load(), recipe.task["name"]
+    wanted = recipe.task["name"]
+    with recipe.trusted():
+        model_class, task_class = find("model", recipe.model["name"]).load(), find("task", wanted).load()
     if model_class.serves and wanted not in model_class.serves:
         raise ZooError(
             f"{recipe.model['name']} is made for {' and '.join(model_class.serves)}, not for {wanted}; choose another "
@@ -91,7 +100,7 @@ def build(recipe: Recipe, dataset, spec: Spec) -> Session:
         )
     seed_all(recipe.seed, "weights")
     model = model_class.from_spec(spec, **recipe.arguments("model"))
-    task = find("task", wanted).load()(model, spec, **recipe.arguments("task"))
+    task = task_class(model, spec, **recipe.arguments("task"))
     task.accept(dataset)
     return Session(recipe, dataset, spec, task, TrainConfig(**recipe.arguments("train")), recipe.seed)
 
@@ -107,11 +116,13 @@ def train(
 ) -> Path:
     """Train a recipe and return its finished folder; `resume` goes on with a run (True: the newest of this recipe).
 
-    What ends before there is anything to go on with leaves nothing behind.
+    What ends before there is anything to go on with leaves nothing behind. A code file that a YAML recipe or a run
+    names is refused, unless `source` or an override is its path, or all of it stands in
+    `zoo.trust.trusting(everything=True)`.
     """
     child = os.environ.get(CHILD) if int(os.environ.get("LOCAL_RANK", 0)) > 0 else None
     if resume:
-        run = Path(resume) if isinstance(resume, str) else _newest(_place(source, sample))
+        run = Path(resume) if isinstance(resume, str) else _newest(_place(head.id_of(source), sample))
         recipe, sample = head.resumed(run, source, overrides)
         made = []
     else:
@@ -124,11 +135,11 @@ def train(
     os.environ[CHILD] = str(run)
     try:
         if child:
-            return _train(recipe, run, sample, console)
+            with recipe.trusted():
+                return _train(recipe, run, sample, console)
         there = set(os.listdir(run)) if run.is_dir() else set()
-        with locked(
-            run / ".lock", wait=0, busy=f"{run} is being written by another process; wait for it, or start a new run"
-        ):
+        busy = f"{run} is being written by another process; wait for it, or start a new run"
+        with recipe.trusted(), locked(run / ".lock", wait=0, busy=busy):
             if not resume and (run / "recipe.yaml").exists():
                 raise ZooError(f"{run} holds a run already; add --resume to go on with it, or give another folder")
             try:
@@ -340,17 +351,33 @@ def _loggers(config: TrainConfig, run: Path):
         if importlib.util.find_spec("tensorboard") is None:
             return False
         return [known.TensorBoardLogger(run, name="", version="tensorboard")]
-    wanted = config.logger if isinstance(config.logger, list) else [config.logger]
+    names = [name for name in LOGGERS if name in known.__all__]
     made = []
-    for entry in wanted:
-        entry = {"name": entry} if isinstance(entry, str) else dict(entry)
-        name = entry.pop("name", "")
-        if not hasattr(known, name):
-            from ..errors import unknown
-
-            raise unknown("logger", name, [n for n in dir(known) if n.endswith("Logger")], where="train.logger")
-        made.append(getattr(known, name)(**({"save_dir": str(run)} | entry)))
+    for entry in config.logger if isinstance(config.logger, list) else [config.logger]:
+        if not isinstance(entry, (str, dict)):
+            raise ZooError(f"train.logger: {str(entry)[:80]!r} is no logger; write a name, or name and arguments")
+        arguments = {"name": entry} if isinstance(entry, str) else dict(entry)
+        name = str(arguments.pop("name", ""))
+        if name not in names:
+            raise unknown("logger", name, names, where="train.logger")
+        _check_logger(name, arguments)
+        try:
+            made.append(getattr(known, name)(save_dir=str(run), **arguments))
+        except (ModuleNotFoundError, TypeError, ValueError) as error:
+            raise ZooError(f"train.logger {name}: {error}; mend the argument, or install what it needs") from error
     return made
+
+
+def _check_logger(name: str, arguments: dict) -> None:
+    """Plain values that lead nowhere out of the run; the rest is the user's own, and stands in the environment."""
+    for key, value in arguments.items():
+        if key not in LOGGERS[name]:
+            raise unknown("argument", str(key), LOGGERS[name], where=f"train.logger {name}, which writes into the run")
+        for text in value if isinstance(value, list) else [value]:
+            plain = text is None or isinstance(text, (str, int, float))
+            if not plain or isinstance(text, str) and not all(map(is_name, text.split("/"))):
+                told = f"train.logger: {key}={str(text)[:80]!r} is no plain name"
+                raise ZooError(f"{told}; use letters, digits and . _ @ + : - alone")
 
 
 @contextmanager
@@ -365,7 +392,8 @@ def quiet_lightning():
 
 def _place(recipe_id: str, sample: bool) -> Path:
     """The folder of a recipe's runs; runs on the synthetic sample lie apart."""
-    return runs_root() / (re.sub(r"[^\w@.+-]+", "/", recipe_id).strip("./") + ("-sample" if sample else ""))
+    parts = [part for part in re.split(r"[^A-Za-z0-9_@.+-]+", recipe_id) if part.strip(".")] or ["recipe"]
+    return below(runs_root(), *parts[:-1], parts[-1] + ("-sample" if sample else ""))
 
 
 def _new(place: Path, recipe: Recipe) -> Path:
