@@ -490,6 +490,100 @@ def test_a_broken_archive_is_refused(tmp_path, name):
     refused(tmp_path / name, r"cannot be unpacked \(.+\); delete it and get it again")
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".gz", *module.TARS])
+@pytest.mark.parametrize(
+    "more", [b"\0" * 7, b"x", b"PK\x05\x06", b"\x1f\x8b", b"evil" * 99], ids=lambda more: more[:3].hex()
+)
+def test_bytes_behind_the_end_are_refused(tmp_path, suffix, more):
+    compression = {"gz": gzip, "tgz": gzip, "bz2": bz2, "tbz2": bz2, "xz": lzma, "txz": lzma}.get(
+        suffix.rpartition(".")[2]
+    )
+    data = make_tar(tmp_path / "plain.tar", MEMBERS).read_bytes()
+    if suffix == ".zip":
+        data = make_zip(tmp_path / "plain.zip", MEMBERS).read_bytes()
+    data = compression.compress(data) if compression else data
+    (tmp_path / f"a{suffix}").write_bytes(data + more)
+    if suffix == ".tar" and not more.strip(b"\0"):
+        assert len(extract(tmp_path / "a.tar", tmp_path / "out")) == 3, "zeros fill up the tape"
+        return
+    refused(tmp_path / f"a{suffix}", "bytes lie behind its end|cannot be unpacked")
+    if suffix == ".gz":  # members of one stream are one file, as everywhere
+        (tmp_path / "b.gz").write_bytes(data + compression.compress(b"more") + compression.compress(b""))
+        (file,) = extract(tmp_path / "b.gz", tmp_path / "b")
+        assert file.read_bytes() == compression.decompress(data) + b"more"
+        (tmp_path / "c.gz").write_bytes(data + compression.compress(b"") * 2000)
+        refused(tmp_path / "c.gz", "bytes lie behind its end")
+
+
+def test_bytes_before_a_zip_are_refused(tmp_path):
+    data = make_zip(tmp_path / "a.zip", MEMBERS).read_bytes()
+    (tmp_path / "a.zip").write_bytes(b"#!/bin/sh\n" + data)
+    refused(tmp_path / "a.zip", "bytes lie before its first entry")
+
+
+def test_entries_that_overlap_are_refused(tmp_path):
+    """Two entries of one content, and one within another: how a small zip holds terabytes."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", b"1" * 100)
+        archive.writestr("b", b"1" * 100)
+        archive.filelist[1].header_offset = archive.filelist[0].header_offset
+    refused(tmp_path / "a.zip", "overlaps|cannot be unpacked")
+    inner = make_zip(tmp_path / "inner.zip", {"b": b"2" * 100}).read_bytes()
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("a", inner)
+        within = zipfile.ZipFile(io.BytesIO(inner)).infolist()[0]
+        within.header_offset = 30 + len("a")
+        archive.filelist.append(within)
+        archive.NameToInfo["b"] = within
+    refused(tmp_path / "b.zip", "'a' overlaps with another")
+
+
+def test_an_entry_of_two_sizes_is_refused(tmp_path):
+    data = make_zip(tmp_path / "a.zip", {"a": b"1" * 300_000}).read_bytes()
+    first = data.index((300_000).to_bytes(4, "little"))
+    (tmp_path / "a.zip").write_bytes(data[:first] + (7).to_bytes(4, "little") + data[first + 4 :])
+    refused(tmp_path / "a.zip", "'a' is of two sizes")
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_names_that_no_disk_takes_are_refused(tmp_path, make):
+    for number, name in enumerate(("x" * 256, "é" * 128, "d/" * 1100 + "x", "a\nb", "\x1b[2J", "a\u202eb")):
+        archive = make(tmp_path / f"{number}{'.zip' if make is make_zip else '.tar'}", {"good": b"1", name: b"2"})
+        refused(archive, "has a name that is too long or holds control codes")
+
+
+def test_names_that_older_systems_wrote_are_taken(tmp_path):
+    info = tarfile.TarInfo("caf\udce9")
+    with tarfile.open(tmp_path / "a.tar", "w", errors="surrogateescape") as archive:
+        archive.addfile(info)
+    assert [os.fsencode(file.name) for file in extract(tmp_path / "a.tar", tmp_path / "out")] == [b"caf\xe9"]
+
+
+def test_an_archive_in_an_archive_stays_a_file(tmp_path):
+    inner = make_zip(tmp_path / "inner.zip", {"x": bytes(1000)}).read_bytes()
+    (file,) = extract(make_zip(tmp_path / "a.zip", {"inner.zip": inner}), tmp_path / "out")
+    assert file.read_bytes() == inner and visible(tmp_path / "out") == ["inner.zip"]
+
+
+def test_more_files_than_a_disk_likes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST", 20)
+    refused(make_zip(tmp_path / "a.zip", {str(i): b"" for i in range(21)}), "holds more than 20 files")
+
+
+def test_an_xz_that_asks_for_all_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LZMA_MEMORY", 1 << 20)
+    make_tar(tmp_path / "a.tar.xz", MEMBERS, "w:xz")
+    refused(tmp_path / "a.tar.xz", "cannot be unpacked .*[Mm]emory")
+
+
+def test_a_sparse_file_of_a_tar_is_refused(tmp_path):
+    """A header of 512 bytes that writes a terabyte of zeros."""
+    info = tarfile.TarInfo("hole")
+    info.size, info.type = 1 << 40, tarfile.GNUTYPE_SPARSE
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    refused(tmp_path / "a.tar", "refused|cannot be unpacked")
+
+
 def test_other_files_and_encrypted_archives_are_refused(tmp_path):
     (tmp_path / "a.rar").write_bytes(b"Rar!")
     refused(tmp_path / "a.rar", r"no archive that can be read; valid: \.zip, \.tar")

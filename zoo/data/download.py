@@ -6,12 +6,14 @@ answer's status and keep what came before a cut.
 
 from __future__ import annotations
 
+import bz2
 import errno
-import gzip
+import io
 import lzma
 import os
 import re
 import stat
+import struct
 import sys
 import tarfile
 import tempfile
@@ -27,11 +29,10 @@ from ..files import hash_file, locked
 TRIES = 3  # requests per address: the first, and two that go on behind a cut
 TIMEOUT = (20, 60)  # seconds to connect, and between two blocks
 FLOOR = 64 << 20  # bytes that any archive may unpack to: small files of one letter compress better than any ratio
-# NotImplementedError: zipfile's word for a compression method that it does not know; UnicodeDecodeError: for a name
-BROKEN = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError),
-    *(NotImplementedError, UnicodeDecodeError),
-)
+MOST = 1_000_000  # files of one archive: names without content fill a disk too
+BUFFER, PACKED = 1 << 20, 1 << 16  # bytes at once, as they are and compressed
+EMPTY = 1000  # members of a compressed stream that hold nothing; a tool or two writes one at the end
+LZMA_MEMORY = 512 << 20  # bytes of the dictionary that an .xz may ask for; the strongest preset of `xz` asks for 65 MB
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 
@@ -146,7 +147,8 @@ def extract(archive: Path, folder: Path, *, max_bytes: int = 64 << 30, max_ratio
 
     Raises `ZooError`, and leaves nothing behind, for a path that leads out of the folder, a link or device, a file
     listed twice, more than `max_bytes` or `max_ratio` times the archive's size (but `FLOOR` bytes are always
-    admitted), and for a broken archive. Bytes are counted as they are written; headers are not believed.
+    admitted), entries that overlap, bytes before or behind the archive, and for a broken one. Bytes are counted as
+    they are written; headers are not believed. An archive within the archive stays the file that it is.
     """
     if folder.exists():
         raise ZooError(f"{folder}: is there already; delete it or extract into another folder")
@@ -157,9 +159,14 @@ def extract(archive: Path, folder: Path, *, max_bytes: int = 64 << 30, max_ratio
         content = Path(temporary) / "content"
         content.mkdir()
         try:
-            for name, stream in _members(archive):
+            for number, (name, stream) in enumerate(_members(archive)):
                 if re.match(r"/|[A-Za-z]:", name) or ".." in name.split("/") or "\\" in name or "\0" in name:
-                    raise _unsafe(archive, f"its member {name!r} leads out of the folder")
+                    raise _unsafe(archive, f"its member {name[:200]!r} leads out of the folder")
+                if not _writable(name):
+                    told = f"its member {name[:80]!r} has a name that is too long or holds control codes"
+                    raise _unsafe(archive, told)
+                if number == MOST:
+                    raise _unsafe(archive, f"it holds more than {MOST} files")
                 target = content / name
                 (target.parent if stream else target).mkdir(parents=True, exist_ok=True)
                 if stream is None:
@@ -173,14 +180,22 @@ def extract(archive: Path, folder: Path, *, max_bytes: int = 64 << 30, max_ratio
                 names.append(name)
         except (FileExistsError, NotADirectoryError) as error:
             raise _unsafe(archive, f"it lists {name!r} twice") from error
-        except (*BROKEN, OSError) as error:
+        except ZooError:
+            raise
+        except Exception as error:  # on bytes that are no archive, the libraries' readers raise every class there is
             # the disk's: those of gzip and bz2 carry no number, and EINVAL is zipfile's seek to where a lie leads
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
-            reason = " ".join(str(error).split())[:200]  # tarfile has a line per compression, zipfile a whole header
+            reason = " ".join(str(error).split()) or type(error).__name__  # tarfile's has a line per compression
             raise ZooError(f"{archive}: cannot be unpacked ({reason}); delete it and get it again") from error
         content.rename(folder)
     return [folder / name for name in names]
+
+
+def _writable(name: str) -> bool:
+    """Whether a disk takes the path and a terminal shows it; bytes that are no UTF-8 pass, as in old files."""
+    plain = all(letter.isprintable() or "\udc80" <= letter <= "\udcff" for letter in name)
+    return plain and len(name) <= 2000 and max(map(len, os.fsencode(name).split(b"/"))) <= 255
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
@@ -188,30 +203,134 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
     low = archive.name.lower()
     if low.endswith(".zip"):
         with zipfile.ZipFile(archive) as source:
+            _check_layout(archive, source)
             for info in source.infolist():
                 # the name as it was written: `filename` has backslashes turned and ends at a NUL
                 name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise _unsafe(archive, f"its member {name!r} is a link or device")
+                    raise _unsafe(archive, f"its member {name[:200]!r} is a link or device")
                 if info.flag_bits & 1:
                     raise ZooError(f"{archive}: is encrypted; unpack it by hand and put the files beside it")
                 with source.open(info) as stream:
                     yield name, None if info.is_dir() else stream
     elif low.endswith(TARS):
-        with tarfile.open(archive) as source:
+        with _opened(archive, low.rpartition(".")[2]) as plain, tarfile.open(fileobj=plain, mode="r:") as source:
             for info in source:
-                if not (info.isfile() or info.isdir()):
-                    raise _unsafe(archive, f"its member {info.name!r} is a link or device")
+                if not (info.isfile() or info.isdir()) or info.issparse():
+                    raise _unsafe(archive, f"its member {info.name[:200]!r} is a link or device")
                 yield info.name, source.extractfile(info)
-            # tarfile takes a damaged header for the end, which is a block of zeros
-            source.fileobj.seek(source.offset)
-            if source.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            # tarfile takes a damaged header for the end, which is a block of zeros and whatever fills up the tape
+            plain.seek(source.offset)
+            if plain.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it ends in the middle")
+            while block := plain.read(BUFFER):
+                if block.strip(b"\0"):
+                    raise _unsafe(archive, "bytes lie behind its end")
     elif low.endswith(".gz"):
-        with gzip.open(archive) as stream:
+        with _opened(archive, "gz") as stream:
             yield archive.stem, stream
     else:
         raise ZooError(f"{archive}: is no archive that can be read; valid: .zip, {', '.join(TARS)}, .gz")
+
+
+def _check_layout(archive: Path, source: zipfile.ZipFile) -> None:
+    """Refuse a zip that is not one entry behind the other, each as large as the list says, and then the list."""
+    with open(archive, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 22 - len(source.comment)))
+        if file.read(4) != b"PK\x05\x06":
+            raise _unsafe(archive, "bytes lie behind its end")
+        entries = sorted(source.infolist(), key=lambda info: info.header_offset)
+        starts = [info.header_offset for info in entries] + [source.start_dir]
+        if starts[0] != 0:
+            raise _unsafe(archive, "bytes lie before its first entry")
+        for info, following in zip(entries, starts[1:], strict=True):
+            file.seek(info.header_offset)
+            mark, flags, packed, unpacked, name, extra = struct.unpack("<4s2xH10xIIHH", file.read(30))
+            if mark != b"PK\x03\x04" or info.header_offset + 30 + name + extra + info.compress_size > following:
+                raise _unsafe(archive, f"its member {info.filename[:200]!r} overlaps with another")
+            stated = ((packed, info.compress_size), (unpacked, info.file_size))
+            # of a stream the sizes stand behind it, large ones in a field of their own
+            if not flags & 8 and any(here not in (there, 0xFFFFFFFF) for here, there in stated):
+                raise _unsafe(archive, f"its member {info.filename[:200]!r} is of two sizes")
+
+
+DECODERS = {
+    "gz": (lambda: zlib.decompressobj(wbits=31), b"\x1f\x8b"),
+    "bz2": (bz2.BZ2Decompressor, b"BZh"),
+    "xz": (lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=LZMA_MEMORY), b"\xfd7zXZ"),
+}
+DECODERS |= {"tgz": DECODERS["gz"], "tbz2": DECODERS["bz2"], "txz": DECODERS["xz"]}
+
+
+def _opened(archive: Path, suffix: str) -> IO[bytes]:
+    """The bytes of a file, or those that a compressed one unpacks to."""
+    plain = open(archive, "rb")
+    return io.BufferedReader(_Unpacked(plain, *DECODERS[suffix]), BUFFER) if suffix in DECODERS else plain
+
+
+class _Unpacked(io.RawIOBase):
+    """A compressed stream, member by member; unlike those of gzip, bz2 and lzma it takes nothing else behind one.
+
+    Going back starts from the beginning, as it does there.
+    """
+
+    def __init__(self, source: IO[bytes], decoder, magic: bytes):
+        self.source, self.decoder, self.magic = source, decoder, magic
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self.source.seek(0)
+        self.place, self.packed, self.inner = 0, b"", self.decoder()
+        self.begun, self.empty = 0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            raise io.UnsupportedOperation("the end is not known")
+        place += self.place if whence == os.SEEK_CUR else 0
+        if place < self.place:
+            self._rewind()
+        while self.place < place and self.readinto(bytearray(min(BUFFER, place - self.place))):
+            pass
+        return self.place
+
+    def readinto(self, buffer) -> int:
+        while True:
+            if self.inner.eof:
+                self.empty += self.place == self.begun
+                self.packed = self.inner.unused_data or self.source.read(PACKED)
+                if not self.packed:
+                    return 0
+                if len(self.packed) < len(self.magic):
+                    self.packed += self.source.read(PACKED)
+                if not self.packed.startswith(self.magic) or self.empty > EMPTY:
+                    raise ValueError("bytes lie behind its end")
+                self.begun, self.inner = self.place, self.decoder()
+            waiting = self.packed or not getattr(self.inner, "needs_input", True)
+            if not waiting:
+                self.packed = self.source.read(PACKED)
+            ended = not (waiting or self.packed)
+            made = self.inner.decompress(self.packed, len(buffer))  # at the end too: zlib may hold something back
+            self.packed = getattr(self.inner, "unconsumed_tail", b"")
+            if ended and not made and not self.inner.eof:
+                raise EOFError("it ends in the middle")
+            if made:
+                buffer[: len(made)] = made
+                self.place += len(made)
+                return len(made)
+
+    def close(self) -> None:
+        self.source.close()
+        super().close()
 
 
 def _unsafe(archive: Path, what: str) -> ZooError:
