@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test slow torture lint clean
+.PHONY: train test slow torture fuzz lint clean
 
 # the mark is written last, so that an interrupted install is done again
 $(VENV)/.installed: pyproject.toml
@@ -24,6 +24,10 @@ slow: $(VENV)/.installed
 # kills a training run at 50 random moments and compares every byte of what it leaves
 torture: $(VENV)/.installed
 	STATEZOO_KILLS=50 $(BIN)/pytest -m slow tests/train/test_resume.py -k killed
+
+# ten thousand files made of each kind that somebody else may have written
+fuzz: $(VENV)/.installed
+	OMP_NUM_THREADS=1 STATEZOO_FUZZ=10000 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m 'slow or not slow' tests/fuzz
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -21,12 +21,15 @@ import numpy as np
 
 from ...zoo.data.base import Dataset, Part
 from ...zoo.data.cache import cached
+from ...zoo.data.download import check_layout
 from ...zoo.data.spec import Inputs, Outputs, Spec, Tensor
 from ...zoo.data.splits import by_group
 from ...zoo.errors import ZooError
+from ...zoo.foreign import reading
 from ...zoo.seeding import generator
 
 NAME = "cifar10_jpg_20k_10k.zip"
+LARGEST = 64 << 10  # bytes of an image; the largest has 1 KB
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 #: mean and standard deviation per channel of the 50,000 official training images, and of their luma
 RGB = np.array([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]], np.float32).reshape(2, 3, 1, 1)
@@ -97,29 +100,33 @@ class CIFAR10JPG(Dataset):
 
     def _decode(self) -> tuple[dict[str, np.ndarray], dict]:
         """Every image as uint8 (n, 3, 32, 32), its label, id and the hash of its pixels, in the order of names."""
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         file = self.folder / NAME
-        try:
-            archive = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as error:
-            raise ZooError(f"{file}: no zip file ({error}); delete it and get it again") from error
         images, labels, ids, hashes = [], [], [], []
-        with archive:
-            for name in sorted(entry for entry in archive.namelist() if not entry.endswith("/")):
+        with reading(file, "zip file", "delete it and get it again"), zipfile.ZipFile(file) as archive:
+            check_layout(file, archive)
+            names = sorted(entry for entry in archive.namelist() if not entry.endswith("/"))
+            if len(set(names)) < len(names):
+                raise ZooError(f"{file}: lists an image twice; get the file again")
+            for name in names:
                 known = re.fullmatch(rf"((?:train|test)/({'|'.join(CLASSES)})/\d{{4}})\.jpg", name)
                 if known is None:
                     raise ZooError(f"{file}: {name}: not train|test/<class>/<number>.jpg; take it out of the zip")
-                try:
-                    image = np.asarray(Image.open(io.BytesIO(archive.read(name))))
-                except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
-                    raise ZooError(f"{file}: {name}: not readable ({error}); get the file again") from error
-                if image.shape != (32, 32, 3):
-                    raise ZooError(f"{file}: {name}: {image.shape}, not 32 x 32 pixels in colour; get the file again")
+                with reading(f"{file}: {name}", "image", "get the file again"):
+                    if archive.getinfo(name).file_size > LARGEST:
+                        raise ValueError(f"it has more than {LARGEST} bytes")
+                    opened = Image.open(io.BytesIO(archive.read(name)), formats=["JPEG"])
+                    if opened.size != (32, 32) or opened.mode != "RGB":  # by its header: no pixel is made yet
+                        told = f"{opened.size[0]} x {opened.size[1]} pixels in {opened.mode}, not 32 x 32 in colour"
+                        raise ZooError(f"{file}: {name}: {told}; get the file again")
+                    image = np.asarray(opened)
                 images.append(image.transpose(2, 0, 1))
                 labels.append(CLASSES.index(known[2]))
                 ids.append(known[1])
                 hashes.append(hashlib.sha256(image.tobytes()).hexdigest()[:32])
+        if not images:
+            raise ZooError(f"{file}: holds no image; get the file again")
         return {"image": np.stack(images), "label": np.array(labels, np.int64)}, {"ids": ids, "hashes": hashes}
 
     def write_sample(self, folder: Path, seed: int = 0) -> None:

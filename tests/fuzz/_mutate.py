@@ -1,112 +1,186 @@
-"""Broken copies of a file, the same for every run: bytes and spans changed, numbers made huge, words exchanged."""
+"""A small seeded mutator: bytes of a good file to bytes of bad ones. The same seed gives the same files.
 
+`STATEZOO_FUZZ` files are made of each kind, 200 where it is not set; `make fuzz` asks for 10,000.
+"""
+
+import copy
+import json
 import os
-import re
-from collections.abc import Iterator
+import random
+import resource
+import signal
+from contextlib import contextmanager
 
-import numpy as np
+import yaml
+from statezoo.zoo.errors import ZooError
 
-COUNT = int(os.environ.get("STATEZOO_FUZZ", "200"))  # mutants of each sample
-WORDS = [
-    *(
-        b"0",
-        b"-1",
-        b"1",
-        b"255",
-        b"256",
-        b"65536",
-        b"4294967295",
-        b"99999999999",
-        b"9" * 30,
-        b"1e400",
-        b"-1e39",
-        b"1.5",
-    ),
-    *(b"nan", b"inf", b"1_0", b"0x10", b"\xd9\xa3", b"", b" ", b"\n", b"\r\n", b"\0", b",", b";", b"\t", b"#", b"\\\n"),
-]
-EXTREMES = [
-    b"\xff" * 8,
-    b"\x7f" + b"\xff" * 7,
-    b"\xff" * 7 + b"\x7f",
-    b"\0" * 8,
-    b"\x80" + b"\0" * 7,
-    b"\0" * 7 + b"\x80",
-]
+COUNT = int(os.environ.get("STATEZOO_FUZZ", "200"))
+SECONDS, MEMORY = 10, 1 << 30  # what reading one file may take, and what a test of many may add
+
+NUMBERS = (
+    b"0", b"-1", b"1", b"255", b"256", b"65535", b"2147483647", b"2147483648", b"4294967296", b"9223372036854775807",
+    b"9223372036854775808", b"18446744073709551616", b"99999999999999999999999999", b"1e308", b"1e999", b"-0.0", b"NaN",
+    b"nan", b"inf", b"-Infinity", b"0x7fffffff", b"1_000", b"1,5", b"",
+)  # fmt: skip
+TOKENS = (
+    b"null", b"true", b"~", b"{}", b"[]", b'""', b"'", b'"', b"\\", b"/", b"../", b"\x00", b"\n", b"\r\n", b"\t", b",",
+    b":", b"::", b";", b"#", b"&a [*a]", b"*a", b"!!python/name:os.system", b"<<: ", b"\xff\xfe", b"\xef\xbb\xbf",
+    b"\xed\xa0\x80", b"net.py", b"class_path", b"PK\x03\x04", b"\x93NUMPY", b"<!doctype html>",
+)  # fmt: skip
+VALUES = (
+    None, True, False, 0, -1, 1, 2, 7, 2**31, 2**63 - 1, 2**64, 10**30, 0.5, -1.5, 1e308, float("nan"), float("inf"),
+    "", "0", "nan", "x", "../x", "/etc/passwd", "a\nb", "\x00", "x" * 5000, "net.py", "é", [], {}, [[]], [None],
+    [1, 2, 3], ["x"] * 3, {"a": 1}, {"class_path": "os.system"}, {"name": "x"}, [[[[[[]]]]]],
+)  # fmt: skip
 
 
-def mutants(data: bytes, count: int = COUNT, seed: int = 0) -> Iterator[bytes]:
-    """`count` copies of `data`, each with one to three mutations."""
+def mutants(data: bytes, seed: str, count: int = COUNT):
+    """`count` variants of the bytes: one to four changes each."""
     for number in range(count):
-        rng = np.random.default_rng((seed, number, len(data)))
-        copy = data
-        for _ in range(int(rng.integers(1, 4))):
-            copy = MUTATIONS[rng.integers(len(MUTATIONS))](copy, rng)
-        yield copy
+        draw = random.Random(f"{seed}-{number}")
+        made = data
+        for _ in range(draw.choice((1, 1, 2, 4))):
+            made = draw.choice(CHANGES)(made, draw)
+        yield made
 
 
-def _place(data: bytes, rng) -> int:
-    """Anywhere, or as often within the first bytes, where headers are."""
-    return int(rng.integers(min(len(data), 400) if rng.random() < 0.5 else len(data))) if data else 0
+def _place(data: bytes, draw: random.Random) -> int:
+    """Anywhere, and as often near the beginning or the end, where headers lie."""
+    size = max(len(data), 1)
+    near = draw.randrange(min(256, size))
+    return draw.choice((draw.randrange(size), near, size - 1 - near))
 
 
-def _span(data: bytes, rng) -> tuple[int, int]:
-    start = _place(data, rng)
-    return start, start + int(rng.integers(1, 2 ** int(rng.integers(1, 8))))
+def _flip(data, draw):
+    made, at = bytearray(data), _place(data, draw)
+    for place in range(at, min(len(made), at + draw.choice((1, 1, 1, 4)))):
+        made[place] ^= draw.choice((1 << draw.randrange(8), 0xFF, draw.randrange(256)))
+    return bytes(made)
 
 
-def _flip(data, rng):
-    at = _place(data, rng)
-    return data[:at] + bytes([data[at] ^ 1 << int(rng.integers(8))]) + data[at + 1 :] if data else data
+def _delete(data, draw):
+    at = _place(data, draw)
+    return data[:at] + data[at + draw.choice((1, 1, 2, 8, 64, 512)) :]
 
 
-def _delete(data, rng):
-    start, end = _span(data, rng)
-    return data[:start] + data[end:]
+def _insert(data, draw):
+    at = _place(data, draw)
+    return data[:at] + draw.choice((draw.randbytes(draw.choice((1, 4, 32))), draw.choice(TOKENS))) + data[at:]
 
 
-def _insert(data, rng):
-    at = _place(data, rng)
-    return data[:at] + rng.bytes(int(rng.integers(1, 9))) + data[at:]
+def _repeat(data, draw):
+    at, size = _place(data, draw), draw.choice((1, 8, 64, 1024))
+    return data[: at + size] + data[at : at + size] * draw.choice((1, 1, 3, 200)) + data[at + size :]
 
 
-def _repeat(data, rng):
-    start, end = _span(data, rng)
-    return data[:end] + data[start:end] * int(rng.integers(1, 4)) + data[end:]
+def _cut(data, draw):
+    return data[: _place(data, draw)]
 
 
-def _truncate(data, rng):
-    return data[: _place(data, rng)]
+def _move(data, draw):
+    one, other, size = _place(data, draw), _place(data, draw), draw.choice((1, 4, 16))
+    return data[:one] + data[other : other + size] + data[one + size :]
 
 
-def _extreme(data, rng):
-    at, size = _place(data, rng), int(rng.choice([1, 2, 4, 8]))
-    value = EXTREMES[rng.integers(len(EXTREMES))]
-    return data[:at] + (value[:size] if rng.random() < 0.5 else value[-size:]) + data[at + size :]
+def _number(data, draw):
+    """A number in the text replaced, or four or eight bytes by a large one."""
+    digits = [at for at in range(len(data)) if data[at : at + 1].isdigit()] if len(data) < 20_000 else []
+    if digits and draw.random() < 0.8:
+        at = end = draw.choice(digits)
+        while data[end : end + 1].isdigit():
+            end += 1
+        return data[:at] + draw.choice(NUMBERS) + data[end:]
+    at, size = _place(data, draw), draw.choice((2, 4, 8))
+    value = draw.choice((0, 1, 2 ** (8 * size) - 1, 2 ** (8 * size - 1), 2 ** (8 * size - 1) - 1, 1 << (4 * size)))
+    return data[:at] + value.to_bytes(size, draw.choice(("little", "big"))) + data[at + size :]
 
 
-def _word(data, rng):
-    """A number or word of the text becomes another of the file, or one of WORDS."""
-    found = list(re.finditer(rb"[-+.0-9A-Za-z_]+", data[:20_000]))
-    if not found:
-        return data
-    one, other = (found[rng.integers(len(found))] for _ in range(2))
-    word = other[0] if rng.random() < 0.3 else WORDS[rng.integers(len(WORDS))]
-    return data[: one.start()] + word + data[one.end() :]
+def _lines(data, draw):
+    lines = data.split(b"\n")
+    one, other = draw.randrange(len(lines)), draw.randrange(len(lines))
+    a, b = lines[one], lines[other]
+    lines[one], lines[other] = draw.choice(((b, a), (b, b), (b"", a)))
+    return b"\n".join(lines)
 
 
-def _number(data, rng):
-    """The same for numbers alone, of which there are few in a header."""
-    found = list(re.finditer(rb"(?<![A-Za-z])[0-9]+", data[:400]))
-    if not found:
-        return data
-    one = found[rng.integers(len(found))]
-    return data[: one.start()] + WORDS[rng.integers(12)] + data[one.end() :]
+CHANGES = (_flip, _flip, _delete, _insert, _repeat, _cut, _move, _number, _number, _lines)
 
 
-def _swap(data, rng):
-    """Two spans change places."""
-    (a, b), (c, d) = sorted((_span(data, rng), _span(data, rng)))
-    return data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:] if b <= c else data
+def swaps(value, seed: str, count: int = COUNT):
+    """`count` variants of a JSON value, with values and keys of other kinds in one to three places."""
+    for number in range(count):
+        draw = random.Random(f"{seed}-swap-{number}")
+        made = [copy.deepcopy(value)]
+        for _ in range(draw.choice((1, 1, 1, 3))):
+            _swap(made, draw)
+        yield made[0]
 
 
-MUTATIONS = (_flip, _delete, _insert, _repeat, _truncate, _extreme, _word, _word, _number, _number, _swap)
+def _swap(root: list, draw: random.Random) -> None:
+    holder, key = root, 0
+    for _ in range(draw.randrange(1, 7)):
+        inner = holder[key]
+        if not isinstance(inner, (dict, list)) or not inner:
+            break
+        holder, key = inner, draw.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+    what = draw.randrange(8)
+    if what == 0 and holder is not root:
+        del holder[key]
+    elif what == 1 and isinstance(holder, dict):
+        holder[draw.choice(("x", "", "a/b", "../x", "name", "é", "x" * 300))] = holder.pop(key)
+    elif what == 2 and isinstance(holder, dict):
+        holder[draw.choice(("new", "class_path", "__class__"))] = copy.deepcopy(draw.choice(VALUES))
+    elif what == 3 and isinstance(holder, list) and holder is not root:
+        holder.extend([copy.deepcopy(holder[key])] * draw.choice((1, 50)))
+    else:
+        holder[key] = copy.deepcopy(draw.choice(VALUES))
+
+
+def json_files(data: bytes, seed: str, count: int = COUNT):
+    """Mutants of a JSON file, half by bytes and half by structure."""
+    half = count // 2
+    yield from mutants(data, seed, half)
+    for value in swaps(json.loads(data), seed, count - half):
+        yield json.dumps(value).encode()
+
+
+def yaml_files(data: bytes, seed: str, count: int = COUNT):
+    """Mutants of a YAML file, half by bytes and half by structure."""
+    half = count // 2
+    yield from mutants(data, seed, half)
+    for value in swaps(yaml.safe_load(data), seed, count - half):
+        yield yaml.safe_dump(value, allow_unicode=True).encode()
+
+
+# what is asked of a reader ------------------------------------------------------------------------------------------
+
+
+def survives(call, *arguments) -> bool:
+    """Whether `call` gives a result; a ZooError of one line is as good. Anything else, or a hang, fails the test."""
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        call(*arguments)
+        return True
+    except ZooError as error:
+        text = str(error)
+        assert text.isprintable() and len(text) < 5000, repr(text)
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _late(*_):
+    raise AssertionError(f"a reader took more than {SECONDS} s")
+
+
+@contextmanager
+def limits():
+    """A block in which hangs end, and whose memory may not grow by more than `MEMORY`."""
+    before = signal.signal(signal.SIGALRM, _late)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
+    assert grown < MEMORY, f"reading grew the process by {grown >> 20} MB"

@@ -203,7 +203,7 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
     low = archive.name.lower()
     if low.endswith(".zip"):
         with zipfile.ZipFile(archive) as source:
-            _check_layout(archive, source)
+            check_layout(archive, source)
             for info in source.infolist():
                 # the name as it was written: `filename` has backslashes turned and ends at a NUL
                 name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
@@ -233,7 +233,7 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
         raise ZooError(f"{archive}: is no archive that can be read; valid: .zip, {', '.join(TARS)}, .gz")
 
 
-def _check_layout(archive: Path, source: zipfile.ZipFile) -> None:
+def check_layout(archive: Path, source: zipfile.ZipFile) -> None:
     """Refuse a zip that is not one entry behind the other, each as large as the list says, and then the list."""
     with open(archive, "rb") as file:
         size = file.seek(0, os.SEEK_END)

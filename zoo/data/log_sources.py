@@ -20,10 +20,12 @@ from datetime import tzinfo
 from pathlib import Path
 
 from ..errors import ZooError, unknown
+from ..foreign import reading
 from .log_times import ticks_of, whole_floats
 
 CHUNK = 500_000  # rows of Parquet or JSON lines read at once
 BLOCK = 1 << 24  # bytes of text read at once; the longest row
+MOST_ROWS = 1 << 20  # of Parquet, and 64 for each byte of the file
 RATIO = 1_000  # of a gzipped file: more than that is no log
 #: what users write for a separator that a shell or a recipe makes hard to type
 SEPARATORS = {
@@ -265,6 +267,11 @@ def _as_text(file: Path, row: int, key: str, value) -> str:
 
 
 def _parquet(file: Path, layout: Layout) -> Iterator[tuple[int, dict]]:
+    with reading(file, "Parquet file", "write it anew"):
+        yield from _parquet_rows(file, layout)
+
+
+def _parquet_rows(file: Path, layout: Layout) -> Iterator[tuple[int, dict]]:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -289,8 +296,12 @@ def _parquet(file: Path, layout: Layout) -> Iterator[tuple[int, dict]]:
                 f"{file}: row 1: times without a time zone; store '{column}' with tz=UTC or as integers, or say the "
                 "zone by data.time_zone=NAME"
             )
+    most = MOST_ROWS + 64 * file.stat().st_size
+    if source.metadata.num_rows > most:  # a run of one value takes a few bytes, whatever its length
+        raise ValueError(f"{source.metadata.num_rows} rows in {file.stat().st_size} bytes")
     row = 1
     for batch in source.iter_batches(CHUNK, columns=sorted(set(columns.values()))):
+        batch.validate(full=True)  # text that is no UTF-8 fails far from here otherwise
         frame = {role: batch.column(column) for role, column in columns.items()}
         kind = frame["time"].type
         if pa.types.is_timestamp(kind):
