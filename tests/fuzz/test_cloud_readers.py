@@ -220,5 +220,5 @@ def test_a_broken_file_gives_a_result_or_one_line(name, tmp_path):
     file = tmp_path / name
     assert isinstance(tried(file, SAMPLES[name]), list), "the sample itself is read"
     with bounded():
-        answers = [tried(file, content) for content in mutate.mutants(SAMPLES[name])]
+        answers = [tried(file, content) for content in mutate.mutants(SAMPLES[name], name)]
     assert any(isinstance(one, str) for one in answers), "some are refused"
