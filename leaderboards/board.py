@@ -22,7 +22,7 @@ import numpy as np
 
 from ..zoo import metrics
 from ..zoo.data.cache import cached
-from ..zoo.errors import ZooError, unknown
+from ..zoo.errors import ZooError, printable, unknown
 from ..zoo.files import hash_file, runs_root, write_json
 from ..zoo.foreign import below, reading
 from ..zoo.registry import ROOT
@@ -201,7 +201,7 @@ def _settings(row: Row, rows: list[Row]) -> str:
 
     def flat(one: Row) -> dict[str, str]:
         sections = one.records[0].record.settings().items()
-        return {f"{section}.{key}": str(value) for section, part in sections for key, value in part.items()}
+        return {f"{section}.{key}": printable(str(value)) for section, part in sections for key, value in part.items()}
 
     own, others = flat(row), [flat(one) for one in rows if one.model == row.model and one is not row]
     keys = sorted({key for other in others for key in own.keys() | other.keys() if own.get(key) != other.get(key)})

@@ -253,6 +253,8 @@ def read_record(path: Path) -> Record:
         raise ZooError(f"{path}: {unknown('task', task, metrics.TASKS)}")
     for found in (record.metrics, *record.slices.values()):
         for name, metric in found.items():
+            if name.split("@")[0] not in metrics.TASKS[task].metrics:
+                raise ZooError(f"{path}: {unknown('metric', name, metrics.TASKS[task].metrics)}")
             better = "lower" if metrics.TASKS[task].lower_is_better(name) else "higher"
             if metric.better != better:
                 raise ZooError(f"{path}: {name} is better {better}, not {metric.better}; the record is wrong")

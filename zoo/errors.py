@@ -12,6 +12,11 @@ from collections.abc import Iterable
 LONGEST = 4000  # characters of an error; lists of valid names need hundreds
 
 
+def printable(text: str) -> str:
+    """The text with line breaks and control codes as their escapes, so that it stays what a terminal shows of it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class ZooError(Exception):
     """A mistake that the user can mend; its text is one line and ends with the remedy.
 
@@ -21,7 +26,7 @@ class ZooError(Exception):
     def __init__(self, text: object = ""):
         text = str(text)
         text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+        super().__init__(printable(text))
 
 
 class BadArgument(ZooError, ValueError):

@@ -203,10 +203,11 @@ def write_json(path: Path | str, value) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path | str, *, largest: int | None = LARGEST_JSON):
+def read_json(path: Path | str, *, largest: int | None = LARGEST_JSON, infinity: bool = False):
     """Read JSON of at most `largest` bytes (None: our own file, of any size); a broken file is an error that names it.
 
-    Refused are a key that stands twice, NaN and infinity, numbers beyond 64 bits, and lists in lists without end.
+    Refused are a key that stands twice, NaN and infinity (where `infinity` does not admit it, which others write),
+    numbers beyond 64 bits, and lists in lists without end.
     """
     path = Path(path)
     if not path.is_file():
@@ -218,7 +219,11 @@ def read_json(path: Path | str, *, largest: int | None = LARGEST_JSON):
         if largest is not None and text.count("[") + text.count("{") > MOST_JSON:
             raise ValueError(f"more than {MOST_JSON} lists and objects")
         value = json.loads(
-            text, object_pairs_hook=_once, parse_constant=_number, parse_float=_number, parse_int=_number
+            text,
+            object_pairs_hook=_once,
+            parse_constant=float if infinity else _number,
+            parse_float=_number,
+            parse_int=_number,
         )
         if largest is not None:
             _shallow(value)

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import stored
 from ..errors import ZooError
+from ..foreign import reading
 
 #: fields that change no output: what transformers keeps of any model, and how weights were drawn
 METADATA = frozenset(
@@ -58,13 +60,12 @@ def rename(name: str) -> str:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a published folder."""
-    from safetensors.torch import load_file
-
     shards = sorted(folder.glob("model*.safetensors"))
     if shards:
-        return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+        return {name: tensor for shard in shards for name, tensor in stored.read_weights(shard).items()}
     if (folder / "pytorch_model.bin").is_file():
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        with reading(folder / "pytorch_model.bin", "weights file"):
+            return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     raise ZooError(f"{folder}: no model.safetensors and no pytorch_model.bin; give the folder of a published model")
 
 

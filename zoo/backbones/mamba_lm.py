@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import BadArgument, ZooError
 from ..files import read_json
+from ..foreign import reading
 from ..mixers import create_mixer
 from ..mixers.base import SeqContext, State, last_valid
 from ..nn.norm import RMSNorm
@@ -242,7 +243,9 @@ class MambaLM(Model):
     def from_pretrained(cls, folder: Path | str) -> MambaLM:
         """A model from a published folder: `config.json` beside `model.safetensors` or `pytorch_model.bin`."""
         folder = Path(folder)
-        return cls.from_original(read_weights(folder), **read_config(read_json(folder / "config.json")))
+        weights, published = read_weights(folder), read_json(folder / "config.json", infinity=True)
+        with reading(folder / "config.json", "published configuration", "get the folder anew"):
+            return cls.from_original(weights, **read_config(published))
 
 
 class _Block(nn.Module):

@@ -260,7 +260,10 @@ class LogDataset(Dataset):
     def write_sample(self, folder: Path, seed: int = 0) -> None:
         """The log of `log_sample` in the source's format."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.write_file(folder / self.source_files()[0], generate(seed))
+        name = Path(self.source_files()[0])
+        if name.is_absolute() or ".." in name.parts:  # somebody else's recipe may name it; to read it does no harm
+            raise ZooError(f"{self.key}: data.file={name} lies outside of the sample's folder; leave it out")
+        self.write_file(folder / name, generate(seed))
 
     def write_evaluated(self, folder: Path) -> Path:
         """The log of the sample (seed 0), cut off before each user's test target."""
