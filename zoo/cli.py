@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     _guard_verb(arguments)
-    # key=value may stand anywhere, which argparse does not allow behind an option
-    overrides = [word for word in arguments if re.match(r"[A-Za-z_][\w.]*=", word)]
+    # key=value may stand anywhere, which argparse does not allow behind an option; day=3/log.csv may be a file
+    overrides = [w for w in arguments if re.match(r"[A-Za-z_][\w.]*=", w) and not os.path.exists(w)]
     try:
         words = [word for word in arguments if word != "--debug" and word not in overrides]
         parser = _parser(arguments)
@@ -85,7 +85,8 @@ class _Parser(argparse.ArgumentParser):
             valid = [name for action in self._actions for name in action.option_strings]
             raise unknown("option", left[0].partition("=")[0], valid, where=self.prog)
         if left:
-            form = "an override is key.sub=value, such as train.lr=1e-3" if takes_overrides else "drop it"
+            forms = [action.metavar for action in self._actions if action.dest == "overrides"]
+            form = f"an override is {forms[0]}" if forms else "drop it"
             raise ZooError(f"{self.prog} does not take '{left[0]}'; {form}")
         return options, left
 

@@ -58,12 +58,15 @@ class Log(LogDataset):
         self.frame: Frame | None = None
 
     @classmethod
-    def from_frame(cls, frame, **config) -> Log:
-        """The events of a pandas DataFrame, by the columns that `user`, `item` and `time` name."""
+    def from_frame(cls, frame, folder: Path | None = None, **config) -> Log:
+        """The events of a pandas DataFrame, by the columns that `user`, `item` and `time` name.
+
+        They are copied to `folder`; default the cache.
+        """
         for name in ("root", "file"):
             if config.get(name) is not None:
                 raise BadArgument(f"{name}={config[name]} and a DataFrame are two sources of one log; give one")
-        stored = store(frame, cls(**config).columns)
+        stored = store(frame, cls(**config).columns, folder)
         adapter = cls(**config | {"root": stored.file.parent, "file": stored.file.name})
         adapter.frame = stored
         return adapter

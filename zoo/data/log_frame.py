@@ -25,8 +25,8 @@ class Frame(NamedTuple):
     sha256: str
 
 
-def store(frame, columns: Mapping[str, str]) -> Frame:
-    """Write the columns of `user`, `item` and `time` of a DataFrame to the cache, unless they are there already."""
+def store(frame, columns: Mapping[str, str], folder: Path | None = None) -> Frame:
+    """Write the columns of `user`, `item` and `time` of a DataFrame to `folder` (default: the cache), once."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -43,7 +43,8 @@ def store(frame, columns: Mapping[str, str]) -> Frame:
         raise ZooError("DataFrame: holds no rows; give a log with at least one event per row")
     arrays = {column: _array(frame.iloc[:, names.index(column)], column) for column in columns.values()}
     digest = _digest([arrays[column] for column in columns.values()])
-    file = cache_root() / "frames" / f"{hashlib.sha256(repr((digest, *columns.items())).encode()).hexdigest()}.parquet"
+    name = hashlib.sha256(repr((digest, *columns.items())).encode()).hexdigest()
+    file = (folder or cache_root() / "frames") / f"{name}.parquet"
     if not file.is_file():
         with atomic(file) as temporary:
             pq.write_table(pa.table(arrays), temporary)

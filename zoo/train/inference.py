@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -143,17 +144,17 @@ class Run:
         options = task_options(self.recipe.task["name"], task.predict_options, options, told)
         clouds = not features and hasattr(task, "write_files")
         if out is not None and not clouds and out.suffix not in (".parquet", ".csv"):
-            raise ZooError(f"--out {out}: write .parquet or .csv")
+            raise ZooError(f"{told('out')} {out}: write .parquet or .csv")
         if out is None and clouds:
             # a folder of its own: files of another time would look like answers
             names = chain(["predictions"], (f"predictions-{n}" for n in count(2)))
             out = next(self.folder / name for name in names if not (self.folder / name).exists())
         if clouds and (out.is_file() or out.suffix in (".ply", ".csv", ".parquet")):
-            raise ZooError(f"--out {out}: {task.rows} writes one .ply for each cloud; give a folder")
+            raise ZooError(f"{told('out')} {out}: {task.rows} writes one .ply for each cloud; give a folder")
         if clouds and out.is_dir() and any(out.iterdir()):
-            raise ZooError(f"--out {out}: holds files already; give a new folder")
-        with quiet_lightning(), self.recipe.trusted():
-            reader, source = self._reader(source, data)
+            raise ZooError(f"{told('out')} {out}: holds files already; give a new folder")
+        with quiet_lightning(), self.recipe.trusted(), tempfile.TemporaryDirectory() as folder:
+            reader, source = self._reader(source, data, Path(folder))
             part = reader.inference(source, self.folder / "prep")
             given = part.batch(np.arange(1))
             missing = [name for name in task.model.inputs if name not in given]
@@ -171,8 +172,8 @@ class Run:
             _write_table(out, table)
         return Predicted(len(part), reader.counts, table, [], out)
 
-    def _reader(self, source, changes: dict) -> tuple[Dataset, Path]:
-        """The adapter that reads `source`, and the file or folder; of a DataFrame its copy."""
+    def _reader(self, source, changes: dict, folder: Path) -> tuple[Dataset, Path]:
+        """The adapter that reads `source`, and the file or folder; of a DataFrame its copy in `folder`."""
         recipe, trained = self.recipe, self._session.dataset
         is_file = isinstance(source, (str, os.PathLike))
         if is_file and not Path(source).exists():
@@ -190,7 +191,7 @@ class Run:
         if is_file:
             reader = make_dataset(recipe)
         elif hasattr(cls, "from_frame"):
-            reader = cls.from_frame(source, **{key: recipe.data[key] for key in cls.reading})
+            reader = cls.from_frame(source, folder, **{key: recipe.data[key] for key in cls.reading})
             source = reader.folder / reader.source_files()[0]
         else:
             raise ZooError(f"{name} reads no {type(source).__name__}; give a file or folder")
