@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from statezoo.zoo.api import create_dataset
 from statezoo.zoo.data import base
 from statezoo.zoo.files import hash_file
 from statezoo.zoo.registry import entries
@@ -47,3 +48,9 @@ def test_a_sample_is_drawn_anew_where_what_draws_it_changes(name, hashed):
     assert cls.sample().folder == before
     hashed[1][name] = "another"
     assert cls.sample().folder != before
+
+
+def test_a_sample_in_another_form_is_another_sample():
+    """Columns and file names that the recipe gives are those that the sample is written with."""
+    for config in ({}, {"user": "customer", "separator": "tab"}, {"file": "sales.parquet", "item": "sku"}):
+        assert create_dataset("log").sample(**config).prepare() == create_dataset("log").sample().prepare()

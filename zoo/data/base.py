@@ -191,7 +191,9 @@ class Dataset:
             sources = {Path(inspect.getfile(base)) for base in cls.__mro__[:-1]}
             sources.update(here.glob("*.py"), (here.parent / name for name in ("seeding.py", "files.py")))
             code = sorted(hash_file(source) for source in sources)
-            key = hash_json({"code": code, "seed": seed, "subset": maker.subset})
+            # what the sample is written by: the names of its file and columns
+            form = {name: str(config[name]) for name in ("file", *cls.reading) if name in config}
+            key = hash_json({"code": code, "seed": seed, "subset": maker.subset} | ({"form": form} if form else {}))
             folder = _cached_sample(below(cache_root(), "samples", maker.name, key[:16]), maker, seed)
         else:
             folder = Path(folder)
