@@ -139,6 +139,8 @@ class Run:
 
     def _predict(self, source, out: Path | None, features: bool, data: dict, options: dict, told=str) -> Predicted:
         task = self._session.task
+        if not isinstance(data, dict):
+            raise ZooError(f"data={data!r}: say how the source is read by a dict, such as data={{'user': 'customer'}}")
         if features and options:
             raise ZooError(f"{told(next(iter(options)))} is of predictions, not of features; leave it out")
         options = task_options(self.recipe.task["name"], task.predict_options, options, told)
