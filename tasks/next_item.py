@@ -64,8 +64,9 @@ class NextItem(Task):
 
     def memory_remedies(self) -> tuple[str, ...]:
         """The loss over all items at once is the largest tensor of a step."""
-        chunk = 1024 if self.loss_chunk is None else self.loss_chunk // 2
-        return (f"set task.loss_chunk={chunk}",) if 1 <= chunk < len(self.spec.inputs.vocabulary) else ()
+        items = len(self.spec.inputs.vocabulary)
+        chunk = min(1024, items // 4) if self.loss_chunk is None else self.loss_chunk // 2
+        return (f"set task.loss_chunk={chunk}",) if chunk else ()
 
     def accept(self, dataset: Dataset) -> None:
         """Cut-offs are below the number of candidates; one pass over all positions needs a model that is causal.

@@ -43,6 +43,48 @@ def test_pictures_show_the_curves(plain):
         assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 20, "an empty picture"
 
 
+@pytest.mark.parametrize("log_every", [1, 4, 20])
+def test_the_loss_of_an_epoch_is_the_mean_over_its_batches(log_every, tmp_path, capsys):
+    words = ["train.epochs=2", "train.max_steps=8", "train.logger=null"]  # an epoch has 5 batches
+    every = train("mlp/digits", [*words, "train.log_every=1"], sample=True, folder=tmp_path / "every", quiet=True)
+    steps, losses = read_log(every / "metrics.csv")["train", "loss"]
+    assert steps == list(range(1, 9)), "a row for each batch"
+    capsys.readouterr()
+    run = train("mlp/digits", [*words, f"train.log_every={log_every}"], sample=True, folder=tmp_path / "run")
+    log, epochs = read_log(run / "metrics.csv"), [np.mean(losses[:5]), np.mean(losses[5:])]
+    assert log["train", "epoch_loss"] == ([5, 8], pytest.approx(epochs, rel=1e-14))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert [f"loss {mean:.4f}" in line for line, mean in zip(told, epochs, strict=True)] == [True, True]
+    rows = {1: steps, 4: [4, 5, 8], 20: [5, 8]}[log_every]
+    between = [np.mean(losses[first:last]) for first, last in zip([0, *rows], rows, strict=False)]
+    assert log["train", "loss"] == (rows, pytest.approx(between, rel=1e-14)), "the mean since the row before"
+
+
+def test_accumulated_batches_tell_their_own_loss(tmp_path):
+    """Lightning divides the loss of a batch by `accumulate`; nothing is trained here, so that nothing may differ."""
+    words = ["train.lr=0", "train.log_every=1"]
+    one, three = digits(tmp_path / "one", *words), digits(tmp_path / "three", *words, "train.accumulate=3")
+    for name in ("loss", "epoch_loss"):
+        assert read_log(one / "metrics.csv")["train", name] == read_log(three / "metrics.csv")["train", name]
+
+
+@pytest.mark.parametrize(("log_every", "lines"), [(4, ["train loss", "train loss, mean of the epoch"]),
+                                                 (20, ["train loss, mean of the epoch"])])  # fmt: skip
+def test_the_picture_of_the_loss_shows_the_epochs(log_every, lines, tmp_path, monkeypatch):
+    from statezoo.zoo import plots
+
+    run, figures = digits(tmp_path / "run", f"train.log_every={log_every}"), {}
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.update({path.stem: figure}))
+    plots.curves(run)
+    (axes,) = figures["loss"].axes
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    assert list(drawn) == lines and "epoch_loss" not in figures
+    steps, values = read_log(run / "metrics.csv")["train", "epoch_loss"]
+    assert drawn[plots.EPOCH_LOSS].get_xdata().tolist() == steps == [5, 10]
+    assert drawn[plots.EPOCH_LOSS].get_ydata().tolist() == values
+    assert log_every == 20 or drawn["train loss"].get_linewidth() < drawn[plots.EPOCH_LOSS].get_linewidth()
+
+
 def test_seed_decides_the_weights(plain, tmp_path):
     same, other = digits(tmp_path / "same"), digits(tmp_path / "other", "seed=1")
     assert (same / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
@@ -173,16 +215,66 @@ def test_a_batch_of_one_for_batch_norm_ends_in_one_line(tmp_path):
         train("pointnet/anatomy-bones", words, sample=True, folder=tmp_path / "run", quiet=True)
 
 
-def test_out_of_memory_ends_in_one_line(tmp_path, monkeypatch):
-    # no CPU allocation fails in torch's own way, so that the error itself is raised where a step would raise it
+def raised(error):
+    def fail(*given):
+        raise error
+
+    return fail
+
+
+#: allocations that fail in their own way, and errors as a GPU raises them, where a step would raise them
+FULL = {
+    "torch": lambda *given, **how: torch.empty(1 << 55),
+    "numpy": lambda *given: np.empty(1 << 55),
+    "python": lambda *given: bytearray(1 << 60),
+    "cuda": raised(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+    "cuda below torch": raised(RuntimeError("CUDA error: out of memory")),
+    "cublas": raised(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+}
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_out_of_memory_ends_in_one_line(kind, tmp_path, monkeypatch):
     from statezoo.tasks.classification import Classification
 
-    def full(self, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(Classification, "loss", FULL[kind])
+    with pytest.raises(ZooError) as caught:
+        digits(tmp_path / "run", "train.accumulate=2")
+    assert str(caught.value) == (
+        "out of memory at batch size 64; set train.batch_size=32 and train.accumulate=4 or set "
+        "train.precision=bf16-mixed"
+    )
+    assert not (tmp_path / "run").exists()
 
-    monkeypatch.setattr(Classification, "loss", full)
-    with pytest.raises(ZooError, match=r"batch size 64; set train\.batch_size=32"):
+
+@pytest.mark.parametrize(
+    ("chunk", "remedy"), [("null", "set task.loss_chunk=24, "), ("64", "set task.loss_chunk=32, "), ("1", "")]
+)
+def test_out_of_memory_names_what_the_task_can_make_smaller(chunk, remedy, tmp_path, monkeypatch):
+    from statezoo.tasks import next_item
+
+    monkeypatch.setattr(next_item.F, "cross_entropy", FULL["torch"])  # of 96 items
+    monkeypatch.setattr(next_item, "chunked_cross_entropy", FULL["torch"])
+    with pytest.raises(ZooError, match=rf"^out of memory at batch size 64; {remedy}set train\.batch_size=32 and "):
+        train("sasrec/ml-100k", [*SHORT, f"task.loss_chunk={chunk}"], sample=True, folder=tmp_path / "run", quiet=True)
+
+
+def test_out_of_memory_in_evaluation_names_its_batch_size(tmp_path, monkeypatch):
+    from statezoo.zoo.backbones.baselines.mlp import MLP
+
+    plain = MLP.forward_head
+    monkeypatch.setattr(MLP, "forward_head", lambda self, x: plain(self, x) if self.training else torch.empty(1 << 55))
+    with pytest.raises(ZooError) as caught:
         digits(tmp_path / "run")
+    assert str(caught.value) == "out of memory in evaluation at batch size 128; set train.eval_batch_size=64"
+
+
+def test_out_of_memory_in_fitting_is_one_line(tmp_path, monkeypatch):
+    from statezoo.zoo.backbones.baselines.popularity import Popularity
+
+    monkeypatch.setattr(Popularity, "fit", FULL["numpy"])
+    with pytest.raises(ZooError, match=r"^out of memory in fitting popularity on \d+ samples; give fewer or use a"):
+        train("popularity/ml-100k", sample=True, folder=tmp_path / "run", quiet=True)
 
 
 def test_schedules():
