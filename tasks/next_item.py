@@ -80,7 +80,7 @@ class NextItem(Task):
         fills_gaps = hasattr(self.model, "fill_gaps")  # trains both ways by hidden items
         if fills_gaps or isinstance(self.model, Fitted) or getattr(dataset, "windows", "") != "all-positions":
             return
-        if not self.model.causal:
+        if not getattr(self.model, "causal", False):
             raise ZooError(
                 f"{type(self.model).__name__} is not causal, so that one pass cannot train all positions; {REMEDY}"
             )

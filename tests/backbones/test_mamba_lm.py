@@ -83,6 +83,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     weights["lm_head.weight"] = weights["lm_head.weight"] + 1
     with pytest.raises(ZooError, match="tied=False"):
         MambaLM.from_original(weights, **right)
+    with pytest.raises(ZooError, match=r"embedding.weight is \(61, 32\), not \(64, 32\); check the config") as told:
+        MambaLM.from_original(dict(theirs.state_dict()), **{**right, "vocab_multiple": 8})
+    assert "\n" not in str(told.value)
     with pytest.raises(ZooError, match="no pytorch_model.bin"):
         (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
         MambaLM.from_pretrained(tmp_path)
@@ -324,6 +327,8 @@ def test_nothing_to_generate_is_no_error(kind):
         ({"top_k": 2.5}, "top_k: expected"),
         ({"prompt": PROMPT[:, :0]}, "prompt: expected"),
         ({"prompt": PROMPT[0]}, "prompt: expected"),
+        ({"prompt": PROMPT[0, 0]}, "prompt: expected"),
+        ({"prompt": [[1, 2]]}, "prompt: expected a tensor"),
         ({"prompt": PROMPT.float()}, "prompt: expected"),
         ({"prompt": PROMPT + 20}, "prompt: expected tokens from 0 to 22, got 23"),
         ({"prompt": PROMPT - 1}, "prompt: expected tokens from 0 to 22, got -1"),

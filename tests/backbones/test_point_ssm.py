@@ -52,6 +52,9 @@ def test_weights_that_do_not_fit_are_refused():
     weights, _ = saved("classifier_encoder")
     with pytest.raises(ZooError, match=r"has encoder.attention.0.conv.weight.* too many; check the configuration"):
         PointSSM.from_original(weights, num_outputs=0, encoder={**TINY, "channel_attention": False})
+    with pytest.raises(ZooError, match=r"A_log is .*, not .*check the configuration") as told:
+        PointSSM.from_original(weights, num_outputs=0, encoder={**TINY, "d_state": 4})
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,22 @@ def test_equals_the_authors_outputs(case):
     assert float((scores - torch.from_numpy(saved["scores"])).abs().max()) <= 2e-5
 
 
+@pytest.mark.skipif(not ORACLES, reason="STATEZOO_ORACLES is not set")
+def test_weights_that_do_not_fit_are_refused():
+    saved = np.load(Path(ORACLES) / "tim4rec_beauty_time.npz")
+    weights = {name: torch.from_numpy(saved[name]) for name in saved.files if "." in name}
+    for change, told in (
+        ({"strange.weight": torch.zeros(2)}, r"has strange\.weight too many"),
+        ({"in_layer_norm.bias": None}, r"misses norm\.bias"),
+        ({"in_layer_norm.bias": torch.zeros(3)}, r"norm\.bias is \(3,\), not \(64,\)"),
+        ({"item_embedding.weight": None}, r"misses item_embedding\.weight"),
+    ):
+        changed = {name: tensor for name, tensor in {**weights, **change}.items() if tensor is not None}
+        with pytest.raises(ZooError, match=told) as error:
+            TiM4Rec.from_original(changed, norm_eps=1e-5)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "rows", "config", "count"),
     [  # released configurations: item rows with padding, and the authors' counts

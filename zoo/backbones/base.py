@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..data.base import Part
 from ..data.spec import Spec
-from ..errors import ZooError
+from ..errors import BadArgument, ZooError
 from ..files import atomic, write_json
 from ..foreign import reading
 from ..mixers.base import Mixer
@@ -134,6 +134,24 @@ class Model(_Contract, nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides vectors and scalars (norms, biases)."""
         return set()
+
+    def load_original(self, weights: dict[str, Tensor]) -> None:
+        """Load authors' weights under our names and switch to evaluation; `idle` ones need not be there."""
+        own = self.state_dict()
+        missing = [name for name in own if name not in weights and name not in self.idle()]
+        unexpected = [name for name in weights if name not in own]
+        told = [
+            f"{name} is {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ]
+        if missing or unexpected:
+            lacks, more = (", ".join(names[:3]) or "nothing" for names in (missing, unexpected))
+            told = [f"misses {lacks}, has {more} too many"]
+        if told:
+            raise BadArgument(f"{type(self).__name__}.from_original: {told[0]}; check the configuration")
+        self.load_state_dict(weights, strict=False)
+        self.eval()
 
     def _write(self, path: Path) -> None:
         from safetensors.torch import save_file

@@ -11,6 +11,7 @@ multiple as published; logits of the padding are cut off.
 from __future__ import annotations
 
 import functools
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +205,10 @@ class MambaLM(Model):
     def _check_generation(self, prompt: Tensor, steps: int, lengths: Tensor | None) -> None:
         if not self.causal:
             raise ZooError("MambaLM.generate: its mixers look at later tokens; choose causal ones")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 0:
             raise BadArgument(f"generate: steps: expected a whole number from 0, got {steps!r}")
-        expect("generate", "prompt", prompt, len(prompt), "L")
+        rows = prompt.shape[0] if isinstance(prompt, Tensor) and prompt.ndim else "B"
+        expect("generate", "prompt", prompt, rows, "L")
         expect_integers("generate", "prompt", prompt)
         strange = prompt[(prompt < 0) | (prompt >= self.vocab_size)]
         if len(strange):
@@ -231,13 +233,8 @@ class MambaLM(Model):
             head = own.pop("lm_head.weight")
             if not torch.equal(head, own.setdefault("embedding.weight", head)):
                 raise ZooError("the checkpoint's head is not its embedding; build the model with tied=False")
-        missing, unknown = model.load_state_dict(own, strict=False)
-        if missing or unknown:
-            raise ZooError(
-                f"the checkpoint does not fit: misses {', '.join(missing[:3]) or 'nothing'}, has "
-                f"{', '.join(unknown[:3]) or 'nothing'} too many; check the configuration"
-            )
-        return model.eval()
+        model.load_original(own)
+        return model
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> MambaLM:
@@ -296,7 +293,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
     """Raise `BadArgument` for what no draw can follow."""
     if not 0 <= temperature < float("inf"):
         raise BadArgument(f"generate: temperature: expected a number from 0, got {temperature}")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 0):
         raise BadArgument(f"generate: top_k: expected a whole number from 1, or 0 or None for no limit, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise BadArgument(f"generate: top_p: expected a probability above 0, up to 1, got {top_p}")

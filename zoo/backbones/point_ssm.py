@@ -208,15 +208,11 @@ class _PointModel(Model):
             if not name.startswith("de_cemb."):  # one module, saved twice
                 own[rename(name)] = tensor
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        own = {name: tensor.view(shapes[name]) if name in shapes else tensor for name, tensor in own.items()}
-        missing, unexpected = model.load_state_dict(own, strict=False)
-        missing = [name for name in missing if name not in model.idle()]
-        if missing or unexpected:
-            raise BadArgument(
-                f"{cls.__name__}.from_original: misses {', '.join(missing[:3]) or 'nothing'}, has "
-                f"{', '.join(unexpected[:3]) or 'nothing'} too many; check the configuration"
-            )
-        return model.eval()
+        for name, tensor in own.items():
+            if name in shapes and tensor.numel() == shapes[name].numel():  # some of theirs have axes of size 1
+                own[name] = tensor.view(shapes[name])
+        model.load_original(own)
+        return model
 
 
 class PointSSM(_PointModel):

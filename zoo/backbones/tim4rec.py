@@ -22,12 +22,14 @@ gives a difference of -T_last, of the order of 1e9, a normalised padded sequence
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import BadArgument
 from ..mixers.base import SeqContext, State, take
 from ..mixers.ssd import SSD
 from ..nn.effective import affine, causal_conv
@@ -148,6 +150,10 @@ class TiM4Rec(Recommender):
     def from_original(cls, weights: dict[str, Tensor], **config) -> TiM4Rec:
         """A model from the authors' weights, in the reference form; `config` are further constructor arguments."""
         own = {_rename(name): tensor for name, tensor in weights.items()}
+        first = (f"ssd_layers.0.ssd.{name}" for name in ("conv1d.weight", "dt_bias", "out_proj.weight"))
+        sized = ("item_embedding.weight", *first)
+        if missing := [name for name in sized if name not in weights]:
+            raise BadArgument(f"TiM4Rec.from_original: misses {missing[0]}; give all weights of a model")
         timed = "track.norm.weight" in own
         state = weights["ssd_layers.0.ssd.conv1d.weight"].shape[0]
         dim = weights["item_embedding.weight"].shape[1]
@@ -162,8 +168,8 @@ class TiM4Rec(Recommender):
             found["gate_per_step"] = len(own["tracks.0.gate.weight"]) > 1
         quirks = {**cls.configs["tim4rec.reference"], **found}
         model = cls(**{**quirks, **config})
-        model.load_state_dict(own)
-        return model.eval()
+        model.load_original(own)
+        return model
 
 
 class _Layer(nn.Module):
@@ -278,6 +284,8 @@ def _rename(name: str) -> str:
     for theirs, ours in swaps.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
+    if not re.match(r"ssd_layers\.\d+\.\w+\.", name):
+        return name
     _, layer, block, rest = name.split(".", 3)
     if block == "layer_norm":
         return f"layers.{layer}.norm1.{rest}"

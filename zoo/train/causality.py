@@ -28,7 +28,7 @@ ROUNDING = 1e-10
 #: the same where a model computes in float32, whatever it is given, or cannot run in float64
 ROUNDING_FLOAT32 = 1e-5
 #: parameters from which on a model is neither copied nor run for more than a few changes
-LARGE = 100_000_000
+LARGE = 50_000_000
 #: samples looked at to choose two
 SAMPLES = 64
 #: limits of a batch in which each row is changed elsewhere: tokens, tokens x parameters, elements of the outputs
