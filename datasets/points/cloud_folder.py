@@ -2,8 +2,8 @@
 
     zoo train point_ssm/cloud-folder data.root=FOLDER
     FOLDER/<class>/any/folders/<file>       classification and completion; any format that `cloud_reader.py` reads
-    FOLDER/any/folders/<file>               segmentation: NIfTI label masks; PLY or PCD with a column `label`; or any
-                                            cloud with one label per line beside it, in <name>.seg
+    FOLDER/any/folders/<file>               segmentation: label masks; clouds or meshes with a column `label`; or any
+                                            with one label per point or vertex beside it, a line each, in <name>.seg
     FOLDER/groups.csv                       optional: columns file,group; what must not cross the split (a patient);
                                             and, for a split of your own, a third column, split: train, valid or test
 
@@ -35,7 +35,7 @@ PARTS = ("", *FRACTIONS)
 
 
 class CloudFolder(PointClouds):
-    """Your own point clouds, meshes or NIfTI masks: a folder by class, or with labels per point."""
+    """Your own point clouds, meshes or label masks: a folder by class, or with labels per point."""
 
     tasks = ("classification", "segmentation", "completion")
     group = "group of groups.csv, else the file"
