@@ -20,7 +20,7 @@ from ..errors import BadArgument
 from ..nn.rope import rotate
 from ..ops.checks import expect, expect_segments
 from ..ops.transforms import within_forward_mode
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, zeroed
 
 
 class Parts(NamedTuple):
@@ -33,6 +33,9 @@ class Parts(NamedTuple):
     plain: bool  #: causal with nothing else to mask
     valid: Tensor  #: (B, T) bool
     count: Tensor  #: (B,) valid steps so far
+    own: Tensor | None  #: (B, L) bool: which of the present steps are valid; None: all
+
+    whole = frozenset({"seen", "plain", "count"})
 
 
 class Attention(Mixer):
@@ -98,8 +101,7 @@ class Attention(Mixer):
         heads = self.qkv(self.observe["in"](x)).view(batch, steps, self.heads + 2 * self.kv_heads, self.size)
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], 2)
         q, k, v = self.observe["q"](q), self.observe["k"](k), self.observe["v"](v)
-        valid = ctx.valid(steps)
-        padded = valid is not None
+        valid = own = ctx.valid(steps)
         valid = torch.ones(batch, steps, dtype=torch.bool, device=x.device) if valid is None else valid
         before = torch.zeros(batch, dtype=torch.int64, device=x.device) if state is None else state["count"]
         if self.rope:
@@ -118,9 +120,9 @@ class Attention(Mixer):
             past = state["k"].shape[1]
             k, v = torch.cat([state["k"].to(k.dtype), k], 1), torch.cat([state["v"].to(v.dtype), v], 1)
             valid = torch.cat([state["valid"], valid], 1)
-        if not (past or padded or self.window or ctx.segments is not None):
-            return Parts(q, k, v, None, self.causal, valid, count)
-        return Parts(q, k, v, self._seen(ctx, valid, steps, past), False, valid, count)
+        if not (past or own is not None or self.window or ctx.segments is not None):
+            return Parts(q, k, v, None, self.causal, valid, count, None)
+        return Parts(q, k, v, self._seen(ctx, valid, steps, past), False, valid, count, own)
 
     def _seen(self, ctx: SeqContext, valid: Tensor, steps: int, past: int) -> Tensor:
         # distance counted in valid steps, so that padding between them does not widen it
@@ -164,7 +166,7 @@ class Attention(Mixer):
 
     def finish(self, mixed: Tensor, parts: Parts) -> Tensor:
         """Mixed values (B, L, H, d) through the output projection."""
-        return self.observe["out"](self.out(self.observe["scan"](mixed.flatten(2))))
+        return zeroed(self.observe["out"](self.out(self.observe["scan"](mixed.flatten(2)))), parts.own)
 
     # the protocol -----------------------------------------------------------------------------------------------------
 
@@ -174,9 +176,9 @@ class Attention(Mixer):
         mixed, cache = self.scan(parts, ctx, state)
         return Out(self.finish(mixed, parts), cache if "state" in want else None)
 
-    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
+    def _matrix(self, x: Tensor, ctx: SeqContext) -> Matrix:
         """The attention maps (B, H, L, L) on the values repeated for their group."""
-        parts = self.project(x, ctx or NOTHING)
+        parts = self.project(x, ctx)
         spread = self.heads // self.kv_heads
         k, v = (t.repeat_interleave(spread, 2) for t in (parts.k, parts.v))
         scores = torch.einsum("bthd,bshd->bhts", parts.q, k) / self.size**0.5

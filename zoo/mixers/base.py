@@ -10,22 +10,27 @@ never ignored. No mixer knows a domain.
 
 Padding is taken out before a mixer sees it: `Mixer.forward` brings the valid steps of each sequence to the front, so
 that invalid ones, wherever they were, neither write nor decay nor enter a convolution, and the state that comes back is
-that behind the last valid step. Their outputs are zero.
+that behind the last valid step. What they hold is never read; their outputs are zero, and what `Out.aux` holds of them
+too. In `step`, a sequence whose step is not valid has ended: it keeps its state to the bit and gives zeros.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import BadArgument
 from ..nn.precision import KeepsWide
-from ..ops.checks import expect, expect_floating, expect_integers, readable
+from ..ops.checks import expect, expect_floating, expect_integers, expect_segments, readable
 
 State = dict[str, Tensor]
+#: fields of a context that hold a value for each step, besides `memory`
+PER_STEP = ("mask", "segments", "dt_scale", "log_decay", "write", "positions")
 
 
 @dataclass(frozen=True)
@@ -57,29 +62,36 @@ class SeqContext:
 
     def along(self, index: Tensor) -> SeqContext:
         """The context of the sequence taken in the order `index` (B, K): every per-step field is gathered."""
-        changed = {}
-        for name in ("mask", "segments", "dt_scale", "log_decay", "write", "positions"):
-            if getattr(self, name) is not None:
-                changed[name] = take(getattr(self, name), index)
+        return self._each(PER_STEP, lambda tensor: take(tensor, index))
+
+    def cleared(self, valid: Tensor) -> SeqContext:
+        """The context with zeros in what its floating fields hold of invalid steps (`valid` (B, L) bool)."""
+        return self._each(("dt_scale", "log_decay", "positions"), lambda tensor: zeroed(tensor, valid))
+
+    def _each(self, names: tuple[str, ...], change: Callable[[Tensor], Tensor]) -> SeqContext:
+        changed = {name: change(getattr(self, name)) for name in names if getattr(self, name) is not None}
         if self.memory is not None:
-            changed["memory"] = {name: take(tensor, index) for name, tensor in self.memory.items()}
+            changed["memory"] = {name: change(tensor) for name, tensor in self.memory.items()}
         return replace(self, **changed)
 
     def settled(self) -> SeqContext:
-        """Padding at the right counts to the last valid step's segment, so that segment numbers never fall."""
-        if self.segments is None or self.lengths is None:
+        """Segment numbers in int64, padding at the right with that of the last valid step, so that they never fall."""
+        if self.segments is None:
             return self
-        last = take(self.segments, (self.lengths - 1)[:, None])
-        return replace(self, segments=torch.where(self.valid(self.segments.shape[1]), self.segments, last))
+        segments = self.segments.to(torch.int64)  # reversed sequences have them negated
+        if self.lengths is not None:
+            last = take(segments, (self.lengths - 1)[:, None])
+            segments = torch.where(self.valid(segments.shape[1]), segments, last)
+        return replace(self, segments=segments)
 
     def given(self) -> set[str]:
         """Names of the fields that apply."""
         return {f.name for f in fields(self) if getattr(self, f.name) is not None}
 
     def valid(self, steps: int) -> Tensor | None:
-        """(B, L) bool from `lengths`; None where all steps are real."""
+        """(B, L) bool from `mask` or `lengths`; None where all steps are real."""
         if self.lengths is None:
-            return None
+            return self.mask
         return torch.arange(steps, device=self.lengths.device) < self.lengths[:, None]
 
 
@@ -95,9 +107,19 @@ def take(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.gather(1, index)
 
 
+def zeroed(tensor: Tensor, valid: Tensor | None) -> Tensor:
+    """`tensor` (B, L, ...) with zeros where `valid` (B, L) is False, or (B, ...) and (B,); None: as it is."""
+    if valid is None:
+        return tensor
+    return torch.where(valid.view(*valid.shape, *(1,) * (tensor.ndim - valid.ndim)), tensor, tensor.new_zeros(()))
+
+
 @dataclass(frozen=True)
 class Out:
-    """Result of a mixer: y (B, L, D), the state behind the last step where wanted, and what else `want` asked for."""
+    """Result of a mixer: y (B, L, D), the state behind the last step where wanted, and what else `want` asked for.
+
+    Tensors of `aux` are (B, L, ...), one value a step, but those that the mixer's `per_sequence` names.
+    """
 
     y: Tensor
     state: State | None = None
@@ -105,7 +127,10 @@ class Out:
 
 
 class Matrix(NamedTuple):
-    """A mixer as a matrix: `finish(einsum("bhts,bshp->bthp", matrix, values), parts)` is its output."""
+    """A mixer as a matrix: `finish(einsum("bhts,bshp->bthp", matrix, values), parts)` is its output.
+
+    For the same context: with `kept` the K kept steps stand for the L; padded steps have zeros in all, y among them.
+    """
 
     matrix: Tensor
     """(B, H, L, L), row t mixes the steps s."""
@@ -127,6 +152,10 @@ class Mixer(KeepsWide):
     uses: ClassVar[frozenset[str]] = frozenset({"segments"})
     #: what may be wanted
     wants: ClassVar[frozenset[str]] = frozenset({"state"})
+    #: what of `aux` is one tensor (B, ...) for a sequence and not one for each of its steps: padding leaves it as it is
+    per_sequence: ClassVar[frozenset[str]] = frozenset()
+    #: whether valid steps are brought to the front before `mix`; otherwise it gets the mask as it came
+    packs: ClassVar[bool] = True
     #: laws of the suite that do not hold for it: name -> reason
     exempt: ClassVar[dict[str, str]] = {}
     #: names of the observation points, in order
@@ -147,9 +176,14 @@ class Mixer(KeepsWide):
         """The state before the first step: recurrent parts in float32 (or float64), caches of inputs in `dtype`."""
         raise TypeError(f"{type(self).__name__} has no state")
 
-    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
-        """The mixing matrix for an input without padding."""
+    def _matrix(self, x: Tensor, ctx: SeqContext) -> Matrix:
+        """The mixing matrix of x (B, L, D), whose padding, if any, is at the right (`ctx.lengths`)."""
         raise TypeError(f"{type(self).__name__} has no mixing matrix")
+
+    def _step(self, x_t: Tensor, ctx: SeqContext, state: State) -> Out:
+        """One step x_t (B, D) of sequences that have all a valid one; here a pass over one step."""
+        out = self(x_t[:, None], ctx, state, frozenset({"state"}))
+        return Out(out.y[:, 0], out.state, out.aux)
 
     def ports(self) -> dict[str, Tensor]:
         """Views of the weights by their part in the scan (q, k, v, out, gate, decay); writing to one changes it."""
@@ -171,33 +205,81 @@ class Mixer(KeepsWide):
         """Mix x (B, L, D) along L; `want` may ask for "state" and what `wants` lists. ValueError on bad arguments."""
         ctx = NOTHING if ctx is None else ctx
         self.check(x, ctx, state, want)
-        if ctx.mask is None:
-            ctx = ctx.settled()
-            return self._masked(self.mix(x, ctx, state, want), ctx)
-        # valid steps first, in their order
-        order = ctx.mask.logical_not().to(torch.int8).argsort(dim=1, stable=True)
-        lengths = ctx.mask.sum(1)
-        inner = replace(ctx.along(order), mask=None, lengths=lengths).settled()
-        out = self._masked(self.mix(take(x, order), inner, state, want), inner)
-        back = order.argsort(dim=1)
-        per_step = {name: take(tensor, back) for name, tensor in out.aux.items()}
-        return Out(take(out.y, back), out.state, per_step)
+        if ctx.mask is None or not self.packs:
+            return self._only_valid(self.mix(*self._ready(x, ctx), state, want), ctx)
+        order, x, inner = self._to_the_front(x, ctx)
+        out, back = self._only_valid(self.mix(*self._ready(x, inner), state, want), inner), order.argsort(dim=1)
+        aux = {name: t if name in self.per_sequence else take(t, back) for name, t in out.aux.items()}
+        return Out(take(out.y, back), out.state, aux)
 
-    def _masked(self, out: Out, ctx: SeqContext) -> Out:
+    @staticmethod
+    def _to_the_front(x: Tensor, ctx: SeqContext) -> tuple[Tensor, Tensor, SeqContext]:
+        """The order (B, L) of valid steps first, each in its order; and x and the context in that order."""
+        order = ctx.mask.logical_not().to(torch.int8).argsort(dim=1, stable=True)
+        return order, take(x, order), replace(ctx.along(order), mask=None, lengths=ctx.mask.sum(1))
+
+    def _ready(self, x: Tensor, ctx: SeqContext) -> tuple[Tensor, SeqContext]:
+        """What `mix` and `_matrix` get: nothing of what padding held, segments checked."""
+        ctx, valid = ctx.settled(), ctx.valid(x.shape[1])
+        expect_segments(type(self).__name__, ctx.segments, *x.shape[:2])
+        return (x, ctx) if valid is None else (zeroed(x, valid), ctx.cleared(valid))
+
+    def _only_valid(self, out: Out, ctx: SeqContext) -> Out:
         valid = ctx.valid(out.y.shape[1])
-        return out if valid is None else replace(out, y=torch.where(valid[..., None], out.y, 0))
+        if valid is None:
+            return out
+        aux = {name: t if name in self.per_sequence else zeroed(t, valid) for name, t in out.aux.items()}
+        return Out(zeroed(out.y, valid), out.state, aux)
+
+    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
+        """The mixing matrix for x (B, L, D) and whatever `forward` takes; refuses, in the same words, what it refuses.
+
+        TypeError for a mixer that is no matrix.
+        """
+        ctx = NOTHING if ctx is None else ctx
+        self.check(x, ctx, None, frozenset())
+        if ctx.mask is None:
+            return self._valid_matrix(x, ctx)
+        order, x, inner = self._to_the_front(x, ctx)
+        matrix, values, parts = self._valid_matrix(x, inner)
+        back = order.argsort(dim=1)
+        rows = take(matrix.permute(0, 2, 3, 1), back)
+        matrix = take(rows.transpose(1, 2), back).permute(0, 3, 2, 1)
+        return Matrix(matrix, take(values, back), at_steps(parts, back))
+
+    def _valid_matrix(self, x: Tensor, ctx: SeqContext) -> Matrix:
+        found, valid = self._matrix(*self._ready(x, ctx)), ctx.valid(x.shape[1])
+        if valid is None:
+            return found
+        both = (valid[:, :, None] & valid[:, None, :])[:, None]
+        return Matrix(found.matrix.masked_fill(~both, 0), zeroed(found.values, valid), found.parts)
 
     def step(self, x_t: Tensor, ctx: SeqContext | None, state: State) -> Out:
-        """One step x_t (B, D); per-step fields of `ctx` have L = 1. Returns y (B, D) and the next state."""
-        self.check_step(x_t, ctx, state)
-        out = self(x_t[:, None], ctx, state, frozenset({"state"}))
-        return Out(out.y[:, 0], out.state, out.aux)
+        """One step x_t (B, D); per-step fields of `ctx` have L = 1. Returns y (B, D) and the next state.
 
-    def check(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> None:
-        """Raise ValueError, naming argument, expected and got, where something does not fit."""
+        Where `ctx.mask` (B, 1) is False, or `ctx.lengths` (B,) 0, a sequence has ended.
+        """
+        ctx = NOTHING if ctx is None else ctx
+        self.check_step(x_t, ctx, state)
+        valid = ctx.valid(1)
+        if valid is None:
+            return self._step(x_t, ctx, state)
+        if readable(valid) and not bool(valid.any()):
+            return Out(torch.zeros_like(x_t), state)
+        out = self._step(zeroed(x_t, valid[:, 0]), replace(ctx, mask=None, lengths=None).cleared(valid), state)
+        after = {name: _moved_on(tensor, state[name], valid[:, 0]) for name, tensor in out.state.items()}
+        return Out(zeroed(out.y, valid[:, 0]), after, out.aux)
+
+    def check(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str], *, least: int = 1) -> None:
+        """Raise ValueError, naming argument, expected and got, where something does not fit.
+
+        `least`: the fewest valid steps of a sequence.
+        """
         name = type(self).__name__
         expect(name, "x", x, "B", "L", self.dim)
         expect_floating(name, "x", x)
+        if not isinstance(ctx, SeqContext):
+            raise BadArgument(f"{name}: ctx: expected a SeqContext or None, got {type(ctx).__name__}")
         batch, steps = x.shape[:2]
         known = self.uses | {"lengths", "mask"}
         for field_name in sorted(ctx.given() - known):
@@ -210,7 +292,7 @@ class Mixer(KeepsWide):
             raise BadArgument(f"{name}: ctx.mask: expected None beside ctx.lengths, got both; give one of them")
         if ctx.lengths is not None:
             expect(name, "ctx.lengths", ctx.lengths, batch)
-            expect_integers(name, "ctx.lengths", ctx.lengths)
+            expect_numbers(name, "ctx.lengths", ctx.lengths)
         for field_name in ("mask", "write"):
             if getattr(ctx, field_name) is not None:
                 expect(name, f"ctx.{field_name}", getattr(ctx, field_name), batch, steps)
@@ -218,42 +300,56 @@ class Mixer(KeepsWide):
                     raise BadArgument(f"{name}: ctx.{field_name}: expected bool, got {getattr(ctx, field_name).dtype}")
         if ctx.segments is not None:
             expect(name, "ctx.segments", ctx.segments, batch, steps)
+            expect_integers(name, "ctx.segments", ctx.segments)
         for field_name in ("dt_scale", "log_decay"):
             tensor = getattr(ctx, field_name)
-            if tensor is not None and tensor.shape[-1] != 1:
+            if tensor is not None:
                 expect(name, f"ctx.{field_name}", tensor, batch, steps, f"1 or {self.scales()}")
-                expect(name, f"ctx.{field_name}", tensor, batch, steps, self.scales())
-            elif tensor is not None:
-                expect(name, f"ctx.{field_name}", tensor, batch, steps, 1)
+                if tensor.shape[-1] != 1:
+                    expect(name, f"ctx.{field_name}", tensor, batch, steps, self.scales())
         if ctx.kept is not None:
             expect(name, "ctx.kept", ctx.kept, batch, "K")
-            expect_integers(name, "ctx.kept", ctx.kept)
+            expect_numbers(name, "ctx.kept", ctx.kept)
             if ctx.lengths is not None or ctx.mask is not None:
                 raise BadArgument(
                     f"{name}: ctx.kept: expected no padding beside it, got lengths or a mask; keep valid steps alone"
                 )
-        self._check_values(name, ctx, steps)
+        if ctx.memory is not None:
+            if not isinstance(ctx.memory, dict):
+                raise BadArgument(f"{name}: ctx.memory: expected a dict of tensors, got {type(ctx.memory).__name__}")
+            for key, tensor in ctx.memory.items():
+                more = range(max(0, tensor.ndim - 2)) if isinstance(tensor, Tensor) else ("...",)
+                expect(name, f"ctx.memory['{key}']", tensor, batch, steps, *(f"N{i}" for i in more))
+        self._check_values(name, ctx, steps, least)
         if state is not None and "state" not in self.wants:
             raise BadArgument(f"{name}: state: expected None, for it has no state to hand on, got a state")
         if state is not None:
             self._check_state(name, state, batch, x)
 
-    def check_step(self, x_t: Tensor, ctx: SeqContext | None, state: State) -> None:
+    def check_step(self, x_t: Tensor, ctx: SeqContext, state: State) -> None:
         """The same for the arguments of `step`."""
-        expect(type(self).__name__, "x_t", x_t, "B", self.dim)
-        self.check(x_t[:, None], NOTHING if ctx is None else ctx, state, frozenset())
+        name = type(self).__name__
+        expect(name, "x_t", x_t, "B", self.dim)
+        self.check(x_t[:, None], ctx, state, frozenset(), least=0)
+        if ctx.segments is not None:
+            raise BadArgument(
+                f"{name}: ctx.segments: expected None in a step, which sees no other one beside it, got numbers; begin "
+                "each sequence with a new state"
+            )
+        if state is None and "state" in self.wants:
+            raise BadArgument(f"{name}: state: expected that of init_state(batch) or of a pass, got None")
 
     def scales(self) -> int:
         """How many decays a step has: heads, or channels."""
         return 1
 
     @staticmethod
-    def _check_values(name: str, ctx: SeqContext, steps: int) -> None:
+    def _check_values(name: str, ctx: SeqContext, steps: int, least: int) -> None:
         """What depends on values, where a program can branch on them."""
         if ctx.lengths is not None and readable(ctx.lengths):
-            if bool(((ctx.lengths < 1) | (ctx.lengths > steps)).any()):
-                raise BadArgument(f"{name}: ctx.lengths: expected 1 to {steps}, got {ctx.lengths.tolist()[:8]}")
-        if ctx.mask is not None and readable(ctx.mask) and not bool(ctx.mask.any(1).all()):
+            if bool(((ctx.lengths < least) | (ctx.lengths > steps)).any()):
+                raise BadArgument(f"{name}: ctx.lengths: expected {least} to {steps}, got {ctx.lengths.tolist()[:8]}")
+        if ctx.mask is not None and least and readable(ctx.mask) and not bool(ctx.mask.any(1).all()):
             row = int((~ctx.mask.any(1)).nonzero()[0])
             raise BadArgument(f"{name}: ctx.mask: expected a valid step in every sequence, got none in row {row}")
         if ctx.kept is not None and readable(ctx.kept):
@@ -275,6 +371,25 @@ class Mixer(KeepsWide):
             ):  # a size of 0 grows, as a cache does
                 shown = tuple("any" if size == 0 else size for size in sizes)
                 raise BadArgument(f"{name}: state['{key}']: expected {shown}, got {tuple(state[key].shape)}")
+
+
+def expect_numbers(where: str, name: str, tensor: Tensor) -> None:
+    """Raise unless `tensor` is int64, in which steps are numbered."""
+    if tensor.dtype != torch.int64:
+        raise BadArgument(f"{where}: {name}: expected torch.int64, got {tensor.dtype}")
+
+
+def _moved_on(after: Tensor, before: Tensor, valid: Tensor) -> Tensor:
+    """A part of a state behind a step: that before it where `valid` (B,) is False; a cache that grew, by zeros."""
+    if after.shape != before.shape:
+        before = F.pad(before, (0, 0) * (before.ndim - 2) + (0, after.shape[1] - before.shape[1]))
+    return torch.where(valid.view(-1, *(1,) * (after.ndim - 1)), after, before.to(after.dtype))
+
+
+def at_steps(parts, index: Tensor):
+    """Projected parts, a named tuple, at the steps `index` (B, K); what its `whole` names is not per step."""
+    per_step = [name for name in parts._fields if name not in parts.whole and getattr(parts, name) is not None]
+    return parts._replace(**{name: take(getattr(parts, name), index) for name in per_step})
 
 
 def reach(ctx: SeqContext, steps: int, device) -> Tensor:

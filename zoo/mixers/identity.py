@@ -7,12 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.checks import expect_segments
-from .base import Matrix, Mixer, Out, SeqContext, State
+from .base import Matrix, Mixer, Out, SeqContext, State, zeroed
 
 
 class Parts(NamedTuple):
-    """Nothing is needed."""
+    """Nothing is needed but which steps are valid, (B, L) bool; None: all."""
+
+    valid: Tensor | None
+
+    whole = frozenset()
 
 
 class Identity(Mixer):
@@ -26,14 +29,13 @@ class Identity(Mixer):
 
     def mix(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> Out:
         """X itself."""
-        expect_segments("Identity", ctx.segments, *x.shape[:2])
         return Out(self.observe["out"](x), {} if "state" in want else None)
 
-    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
+    def _matrix(self, x: Tensor, ctx: SeqContext) -> Matrix:
         """The unit matrix."""
         eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        return Matrix(eye.expand(x.shape[0], self.dim, -1, -1), x[..., None], Parts())
+        return Matrix(eye.expand(x.shape[0], self.dim, -1, -1), x[..., None], Parts(ctx.valid(x.shape[1])))
 
     def finish(self, mixed: Tensor, parts: Parts) -> Tensor:
         """Mixed values (B, L, D, 1) as they are."""
-        return mixed.squeeze(-1)
+        return zeroed(mixed.squeeze(-1), parts.valid)

@@ -1,9 +1,11 @@
 """The law suite of mixers: what every mixer, in every wrapper and on every backend, must keep.
 
 Each law takes a function that builds a fresh mixer (the same weights every time) and raises AssertionError where it
-does not hold. Laws are exact ones: in float64 they hold to 1e-10. A mixer that cannot keep one says so, with the
-reason, in `exempt`; tests run the exempted laws too and expect them to fail. `LAWS` is what tests/mixers/test_laws.py
-runs over every mixer; `NEEDS` tells which field of the context a law is about.
+does not hold. Laws are exact ones: in float64 they hold to 1e-10. Padded, packed, pruned, split, by step and as a
+matrix, a mixer has every other field of the context that it uses beside it (`everything`), and a state where it takes
+one. A mixer that cannot keep a law says so, with the reason, in `exempt`; tests run the exempted laws too and expect
+them to fail. `LAWS` is what tests/mixers/test_laws.py runs over every mixer; `NEEDS` tells which field of the context a
+law is about.
 """
 
 from __future__ import annotations
@@ -50,8 +52,60 @@ def recurrent(state: State) -> State:
     }
 
 
+def everything(mixer: Mixer, batch: int, steps: int, seed: int = 7) -> SeqContext:
+    """A seeded value of every per-step field that the mixer uses, but segments: what a test sets beside them."""
+    made, dtype = torch.Generator().manual_seed(seed), example(mixer, 1, 1).dtype
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(batch, steps, *shape, generator=made, dtype=torch.float64).to(dtype)
+
+    values = {
+        "dt_scale": 2 * random(mixer.scales()), "log_decay": -random(1), "write": random() < 0.7,
+        "positions": 9 * random().double(), "memory": {"other": random(mixer.dim)},
+    }  # fmt: skip
+    return SeqContext(**{name: value for name, value in values.items() if name in mixer.uses})
+
+
+def section(ctx: SeqContext, row: int, places) -> SeqContext:
+    """The context of one sequence at some of its steps, field by field."""
+    fields = {name: getattr(ctx, name) for name in ctx.given()}
+    memory = fields.pop("memory", None)
+    cut = {name: tensor[row : row + 1, places] for name, tensor in fields.items()}
+    return SeqContext(**cut, memory=memory and {name: tensor[row : row + 1, places] for name, tensor in memory.items()})
+
+
+def started(m: Mixer, batch: int, beside: str = "") -> State | None:
+    """A state some steps in, where the mixer takes one beside the field `beside`."""
+    if "state" not in m.wants or "split" in m.exempt:
+        return None
+    state = m(example(m, batch, 3, seed=5), want=STATE).state
+    return None if beside == "segments" and "valid" in state else state  # a cache of keys takes no packed sequences
+
+
+def row_of(state: State | None, row: int) -> State | None:
+    """The state of one sequence."""
+    return None if state is None else {name: tensor[row : row + 1] for name, tensor in state.items()}
+
+
+def numbered(*rows: tuple[int, ...]) -> Tensor:
+    """Segment numbers (B, L) of rows that hold sequences of these lengths."""
+    return torch.stack([torch.repeat_interleave(torch.arange(len(row)) * 2, torch.tensor(row)) for row in rows])
+
+
+def with_everything(m: Mixer, batch: int, steps: int):
+    """Contexts of all fields without and with packed sequences, each with a state that goes with it."""
+    ctx = everything(m, batch, steps)
+    yield ctx, started(m, batch)
+    if "segments" in m.uses:
+        cuts = [(3, 1, steps - 4), (steps - 2, 2), (1, steps - 1)][:batch]
+        yield replace(ctx, segments=numbered(*cuts)), started(m, batch, "segments")
+
+
 def step_by_step(make: Make) -> None:
-    """A loop of `step` gives the outputs and the state of one forward pass."""
+    """A loop of `step` gives the outputs and the state of one forward pass, with every per-step field beside it.
+
+    A step that is not valid leaves the state of its sequence as it is, to the bit, and gives zeros.
+    """
     m = make()
     x, state = example(m), m.init_state(2, dtype=torch.float64)
     full = m(x, want=STATE)
@@ -62,6 +116,24 @@ def step_by_step(make: Make) -> None:
         state = out.state
     equal(torch.stack(ys, 1), full.y, "step loop")
     equal(state, full.state, "step loop")
+    mask = torch.tensor([[True] * 4 + [False] * 3, [False, True, True, False, True, True, False]])
+    x, ctx, state = example(m, steps=7), replace(everything(m, 2, 7), mask=mask), started(m, 2)
+    full = m(x, ctx, state, STATE)
+    for t in range(7):
+        rows = [section(ctx, row, slice(t, t + 1)) for row in range(2)]
+        names = ctx.given() - {"memory"}
+        now = SeqContext(**{name: torch.cat([getattr(row, name) for row in rows]) for name in names})
+        if ctx.memory is not None:
+            now = replace(now, memory={name: tensor[:, t : t + 1] for name, tensor in ctx.memory.items()})
+        given = torch.where(mask[:, t : t + 1], x[:, t], torch.nan)
+        out = m.step(given, now, state)
+        equal(out.y, full.y[:, t], f"step {t} of padded sequences")
+        for row in (~mask[:, t]).nonzero()[:, 0].tolist():
+            for name, before in state.items():
+                same = out.state[name][row, : before.shape[1]] if before.ndim > 1 else out.state[name][row]
+                assert torch.equal(same, before[row]), f"step {t}: the state {name} of a finished sequence changed"
+        state = out.state
+    equal(recurrent(state), recurrent(full.state), "steps of padded sequences")
 
 
 def split(make: Make) -> None:
@@ -74,6 +146,13 @@ def split(make: Make) -> None:
         second = m(x[:, cut:], state=first.state, want=STATE)
         equal(torch.cat([first.y, second.y], 1), full.y, f"split at {cut}")
         equal(second.state, full.state, f"split at {cut}")
+    ctx, state = everything(m, 1, 11), started(m, 1)
+    full = m(x[:1], ctx, state, m.wants)
+    first = m(x[:1, :4], section(ctx, 0, slice(4)), state, m.wants)
+    second = m(x[:1, 4:], section(ctx, 0, slice(4, None)), first.state, m.wants)
+    equal(torch.cat([first.y, second.y], 1), full.y, "split with every field")
+    equal(second.state, full.state, "split with every field")
+    equal({name: torch.cat([first.aux[name], second.aux[name]], 1) for name in full.aux}, full.aux, "aux, split")
 
 
 def matrix(make: Make) -> None:
@@ -83,12 +162,19 @@ def matrix(make: Make) -> None:
     found = m.materialize(x)
     mixed = torch.einsum("bhts,bshp->bthp", found.matrix, found.values)
     equal(m.finish(mixed, found.parts), m(x).y, "matrix")
-    numbers = torch.tensor([0] * 4 + [2] * 7).expand(2, -1)
-    extra = {"segments": numbers, "log_decay": -torch.rand(2, 11, m.scales(), dtype=x.dtype)}
-    ctx = SeqContext(**{name: tensor for name, tensor in extra.items() if name in m.uses})
-    found = m.materialize(x, ctx)
-    mixed = torch.einsum("bhts,bshp->bthp", found.matrix, found.values)
-    equal(m.finish(mixed, found.parts), m(x, ctx).y, "matrix of packed sequences")
+    mask = torch.tensor([[True] * 6 + [False] * 5, [False, True, True, False, True, False] + [True] * 5])
+    for ctx, _ in with_everything(m, 2, 11):
+        given = {"plain": ctx, "lengths": replace(ctx, lengths=torch.tensor([11, 5])), "mask": replace(ctx, mask=mask)}
+        if "kept" in m.uses:
+            given["kept"] = replace(ctx, kept=torch.tensor([[1, 4, 5, 8], [0, 3, 9, 10]]))
+        for name, each in given.items():
+            found = m.materialize(x, each)
+            mixed = torch.einsum("bhts,bshp->bthp", found.matrix, found.values)
+            equal(m.finish(mixed, found.parts), m(x, each).y, f"matrix with every field, {name}")
+            if name == "mask":
+                assert not found.matrix.transpose(1, 2)[~mask].any(), "a padded step mixes"
+                assert not found.matrix.transpose(1, 3)[~mask].any(), "a padded step is mixed"
+                assert not found.values[~mask].any(), "a padded step has values"
 
 
 def packed(make: Make) -> None:
@@ -101,6 +187,18 @@ def packed(make: Make) -> None:
     equal(out.y, torch.cat([part.y for part in alone], 1), "packed")
     if out.state is not None and "valid" not in out.state:  # a cache of keys holds all sequences of a row
         equal(out.state, alone[-1].state, "packed")
+    cuts, ctx, state = ((3, 1, 5, 2), (2, 6, 3)), everything(m, 2, 11), started(m, 2, "segments")
+    out = m(x, replace(ctx, segments=numbered(*cuts)), state, m.wants)
+    for row, cut in enumerate(cuts):
+        before, start = row_of(state, row), 0
+        for steps in cut:
+            places = slice(start, start + steps)
+            one = m(x[row : row + 1, places], section(ctx, row, places), before, m.wants)
+            equal(out.y[row : row + 1, places], one.y, f"packed with every field, steps from {start}")
+            equal({name: t[row : row + 1, places] for name, t in out.aux.items()}, one.aux, "aux, packed")
+            before, start = None, start + steps
+        if out.state is not None and "valid" not in out.state:
+            equal(row_of(out.state, row), one.state, "packed with every field")
 
 
 def padding(make: Make) -> None:
@@ -126,6 +224,44 @@ def padding(make: Make) -> None:
     equal(right.y[:, :7], plain.y, "lengths")
     uneven = m(wide, SeqContext(lengths=torch.tensor([7, 4])), want=want)
     equal(uneven.y[1:, :4], m(x[1:, :4]).y, "uneven lengths")
+    places = ([0, 1, 2, 3, 4], [1, 2, 4, 7], [0, 1, 2, 3, 4, 5, 6, 7])
+    mask = torch.stack([torch.zeros(8, dtype=torch.bool).index_fill(0, torch.tensor(p), True) for p in places])
+    x = example(m, batch=3, steps=8)
+    for ctx, state in with_everything(m, 3, 8):
+        out = m(_wild(x, mask), replace(_wild_context(ctx, mask), mask=mask), state, m.wants)
+        _padded(m, x, ctx, state, mask, out)
+        if parameters := list(m.parameters()):
+            gradients = torch.autograd.grad(out.y.square().sum(), parameters, allow_unused=True)
+            assert all(g is None or g.isfinite().all() for g in gradients), "padding enters gradients"
+        right = torch.arange(8) < (lengths := torch.tensor([5, 1, 8]))[:, None]
+        wild = replace(_wild_context(ctx, right), lengths=lengths)
+        _padded(m, x, ctx, state, right, m(_wild(x, right), wild, state, m.wants))
+
+
+def _wild(tensor: Tensor, mask: Tensor) -> Tensor:
+    """Padding that shows wherever it is read: NaN, True, or a number of its own."""
+    mask = mask.view(*mask.shape, *(1,) * (tensor.ndim - 2))
+    wild = torch.nan if tensor.is_floating_point() else True if tensor.dtype == torch.bool else 1000
+    return torch.where(mask, tensor, torch.full_like(tensor, wild))
+
+
+def _wild_context(ctx: SeqContext, mask: Tensor) -> SeqContext:
+    fields = {name: _wild(getattr(ctx, name), mask) for name in ctx.given() - {"memory"}}
+    memory = ctx.memory and {name: _wild(tensor, mask) for name, tensor in ctx.memory.items()}
+    return replace(ctx, **fields, memory=memory)
+
+
+def _padded(m: Mixer, x: Tensor, ctx: SeqContext, state: State | None, mask: Tensor, out: Out) -> None:
+    """`out` is, in each row, that of its valid steps alone."""
+    for name, tensor in {"y": out.y, **out.aux}.items():
+        assert not tensor[~mask].any(), f"{name} at invalid steps is not zero"
+    for row, valid in enumerate(mask):
+        places = valid.nonzero()[:, 0]
+        one = m(x[row : row + 1, places], section(ctx, row, places), row_of(state, row), m.wants)
+        equal(out.y[row : row + 1, places], one.y, f"padded with every field, row {row}")
+        equal({name: t[row : row + 1, places] for name, t in out.aux.items()}, one.aux, "aux, padded")
+        if out.state is not None:
+            equal(recurrent(row_of(out.state, row)), recurrent(one.state), f"padded with every field, row {row}")
 
 
 def path(make: Make) -> None:
@@ -326,6 +462,14 @@ def pruned(make: Make) -> None:
     short, full = m(x, SeqContext(kept=kept), want=STATE), m(x, SeqContext(write=write), want=STATE)
     equal(short.y, take(full.y, kept), "kept steps")
     equal(short.state, full.state, "kept steps")
+    kept = torch.tensor([[5, 6, 8], [0, 3, 10]])  # the first packed sequences of row 0 are dropped whole
+    wrote = torch.zeros(2, 11, dtype=torch.bool).scatter(1, kept, True)
+    for ctx, state in with_everything(m, 2, 11):
+        short = m(x, replace(ctx, kept=kept), state, m.wants)
+        full = m(x, replace(ctx, write=ctx.write & wrote), state, m.wants)
+        equal(short.y, take(full.y, kept), "kept steps with every field")
+        equal(short.state, full.state, "kept steps with every field")
+        equal(short.aux, {name: take(tensor, kept) for name, tensor in full.aux.items()}, "aux, kept steps")
 
 
 LAWS: dict[str, Callable[[Make], None]] = {

@@ -26,7 +26,7 @@ from ..nn.rope import rotate
 from ..ops.backends import full_precision
 from ..ops.checks import expect, same_segment
 from ..ops.mlstm import mlstm, mlstm_matrix, mlstm_step
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, last_valid
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, last_valid, zeroed
 
 
 class Parts(NamedTuple):
@@ -41,6 +41,9 @@ class Parts(NamedTuple):
     z: Tensor  #: (B, L, I) gate
     conv: Tensor  #: (B, W - 1, I) state of the convolution
     count: Tensor | None  #: (B,) position of the next step, with rope
+    valid: Tensor | None = None  #: (B, L) bool; None: all
+
+    whole = frozenset({"conv", "count"})
 
 
 class MLSTM(Mixer):
@@ -123,7 +126,8 @@ class MLSTM(Mixer):
         u = self.observe["inner"](u)
         initial = None if state is None else state["conv"]
         c, conv = causal_conv(self.conv1d, self.width, u, initial, ctx.segments, ctx.lengths)
-        return self._gates(u, z, c, conv, *self._places(x, ctx, state))
+        parts = self._gates(u, z, c, conv, *self._places(x, ctx, state))
+        return parts._replace(valid=ctx.valid(x.shape[1]))
 
     def _gates(self, u: Tensor, z: Tensor, c: Tensor, conv: Tensor, places: Tensor, count: Tensor) -> Parts:
         """From the convolution's output on; the same for all steps and for one."""
@@ -165,7 +169,7 @@ class MLSTM(Mixer):
         """Mixed values (B, L, H, d) to the output: norm per head, skip, gate, projection."""
         h = self.observe["scan"](self.outnorm(mixed).to(parts.z.dtype))
         gated = self.observe["gated"]((h + self.learnable_skip * parts.c) * F.silu(parts.z))
-        return self.observe["out"](self.proj_down(gated))
+        return zeroed(self.observe["out"](self.proj_down(gated)), parts.valid)
 
     # the protocol -----------------------------------------------------------------------------------------------------
 
@@ -178,11 +182,10 @@ class MLSTM(Mixer):
     def _state(self, parts: Parts, after: State) -> State:
         return after | {"conv": parts.conv} | ({"count": parts.count} if self.rope else {})
 
-    def step(self, x_t: Tensor, ctx: SeqContext | None, state: State) -> Out:
+    def _step(self, x_t: Tensor, ctx: SeqContext, state: State) -> Out:
         """One step (B, D) by the recurrence itself."""
-        if self.bidirectional or (ctx is not None and ctx.given()):
-            return super().step(x_t, ctx, state)
-        self.check_step(x_t, ctx, state)
+        if self.bidirectional or ctx.given():
+            return super()._step(x_t, ctx, state)
         u, z = self.proj_up(self.observe["in"](x_t)[:, None]).chunk(2, dim=-1)
         u = self.observe["inner"](u)
         c, conv = causal_conv(self.conv1d, self.width, u, state["conv"])
@@ -190,13 +193,11 @@ class MLSTM(Mixer):
         h, after = mlstm_step(*(tensor[:, 0] for tensor in parts[:5]), state)
         return Out(self.finish(h[:, None], parts)[:, 0], self._state(parts, after))
 
-    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
+    def _matrix(self, x: Tensor, ctx: SeqContext) -> Matrix:
         """The normalised weights (B, H, L, L) of the parallel form, on v."""
-        ctx = ctx or NOTHING
         parts = self.project(x, ctx)
-        matrix = mlstm_matrix(
-            parts.q, parts.k, parts.i, parts.f, segments=ctx.segments, bidirectional=self.bidirectional
-        )
+        i = parts.i if parts.valid is None else torch.where(parts.valid[..., None], parts.i, -torch.inf)
+        matrix = mlstm_matrix(parts.q, parts.k, i, parts.f, segments=ctx.segments, bidirectional=self.bidirectional)
         return Matrix(matrix, parts.v, parts)
 
     def ports(self) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ system's weights stay in float32 when a model is cast to bfloat16, and everythin
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from ..errors import BadArgument
 from ..ops.checks import same_segment
 from ..ops.fft_conv import fft_conv
 from ..ops.s4d_kernel import discretize, final_state, response, s4d_scan
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, take
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, take, zeroed
 
 INITS = ("lin", "inv", "legs", "real")
 LOOKS_AHEAD = "the second kernel looks ahead"
@@ -37,6 +36,9 @@ class Parts(NamedTuple):
 
     x: Tensor
     u: Tensor
+    valid: Tensor | None  #: (B, L) bool; None: all
+
+    whole = frozenset()
 
 
 class System(NamedTuple):
@@ -135,7 +137,7 @@ class S4D(Mixer):
         """Input (B, L, D) to what the convolution reads."""
         x = self.observe["in"](x)
         u, valid = x.to(torch.promote_types(x.dtype, torch.float32)), ctx.valid(x.shape[1])
-        return Parts(x, u if valid is None else torch.where(valid[..., None], u, 0))
+        return Parts(x, zeroed(u, valid), valid)
 
     def scan(
         self, parts: Parts, ctx: SeqContext = NOTHING, state: State | None = None, want: frozenset[str] = frozenset()
@@ -191,7 +193,7 @@ class S4D(Mixer):
         y = mixed.squeeze(-1) + self.D.to(mixed.dtype) * parts.u
         y = self.observe["scan"](y.to(parts.x.dtype))
         y = self.observe["activated"](self.dropout(F.gelu(y)))
-        return self.observe["out"](F.glu(self.out_proj(y), dim=-1))
+        return zeroed(self.observe["out"](F.glu(self.out_proj(y), dim=-1)), parts.valid)
 
     # the protocol -----------------------------------------------------------------------------------------------------
 
@@ -201,10 +203,10 @@ class S4D(Mixer):
         mixed, final = self.scan(parts, ctx, state, want)
         return Out(self.finish(mixed, parts), None if final is None else {"ssm": final})
 
-    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
+    def _matrix(self, x: Tensor, ctx: SeqContext) -> Matrix:
         """The Toeplitz matrix of each channel, (B, D, L, L), cut where packed sequences meet."""
-        ctx, steps = ctx or NOTHING, x.shape[1]
-        parts = self.project(x, replace(ctx, lengths=None))
+        steps = x.shape[1]
+        parts = self.project(x, ctx)
         kernel, ahead = self._kernels(self.system(parts.u.dtype), steps)
         ahead = torch.zeros_like(kernel) if ahead is None else ahead
         taps = torch.cat([ahead[:, : steps - 1].flip(1), kernel], 1)

@@ -23,7 +23,7 @@ from ..nn.precision import WideBiasLinear
 from ..ops.backends import full_precision
 from ..ops.selective_scan import LOG2_E, selective_scan
 from ..ops.ssd import between
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, condense, reach, take
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, at_steps, condense, reach, take, zeroed
 
 
 class Parts(NamedTuple):
@@ -36,6 +36,9 @@ class Parts(NamedTuple):
     B: Tensor  #: (B, L, N)
     C: Tensor  #: (B, L, N)
     conv: Tensor  #: (B, W - 1, E) state of the convolution
+    valid: Tensor | None  #: (B, L) bool; None: all
+
+    whole = frozenset({"conv"})
 
 
 class S6(Mixer):
@@ -113,13 +116,9 @@ class S6(Mixer):
             raw = (raw - bias) * ctx.dt_scale.to(wide) + bias
         dt = self.observe["dt"](F.softplus(raw))
         B, C = self.observe["B"](B).to(wide), self.observe["C"](C).to(wide)
-        u = dt * x.to(wide)
-        valid = ctx.valid(x.shape[1])
-        if valid is not None:
-            u, dt = (torch.where(valid[..., None], tensor, 0) for tensor in (u, dt))
-        if ctx.write is not None:
-            u = torch.where(ctx.write[..., None], u, 0)
-        return Parts(x, z, u, dt, B, C, conv)
+        u, valid = dt * x.to(wide), ctx.valid(x.shape[1])
+        u, dt = zeroed(zeroed(u, valid), ctx.write), zeroed(dt, valid)
+        return Parts(x, z, u, dt, B, C, conv, valid)
 
     def scan(
         self, parts: Parts, ctx: SeqContext = NOTHING, state: State | None = None, final: bool = True
@@ -133,9 +132,7 @@ class S6(Mixer):
     ) -> tuple[Tensor, Tensor | None]:
         extra = None
         if ctx.log_decay is not None:
-            extra = ctx.log_decay.to(parts.dt.dtype).expand_as(parts.dt)
-            valid = ctx.valid(extra.shape[1])
-            extra = extra if valid is None else torch.where(valid[..., None], extra, 0)
+            extra = zeroed(ctx.log_decay.to(parts.dt.dtype), ctx.valid(parts.dt.shape[1])).expand_as(parts.dt)
         return selective_scan(
             parts.u, parts.dt, -self.A_log.to(parts.dt.dtype).exp(), parts.B, C, log_decay=extra,
             initial=None if state is None else state["ssm"].to(parts.dt.dtype), segments=ctx.segments, final=final,
@@ -156,7 +153,7 @@ class S6(Mixer):
         return self.observe["scan"](y.to(parts.z.dtype))
 
     def _gate(self, y: Tensor, parts: Parts) -> Tensor:
-        return self.observe["out"](self.out_proj(self.observe["gated"](y * F.silu(parts.z))))
+        return zeroed(self.observe["out"](self.out_proj(self.observe["gated"](y * F.silu(parts.z)))), parts.valid)
 
     # the protocol -----------------------------------------------------------------------------------------------------
 
@@ -164,25 +161,24 @@ class S6(Mixer):
         """The three phases in a row; with `ctx.kept` the scan and all after it see the kept steps alone."""
         parts, kept = self.project(x, ctx, state), ctx.kept
         if kept is not None:
-            parts, ctx = prune(parts, ctx, kept)
+            parts, ctx, state = prune(parts, ctx, state)
         mixed, final = self.scan(parts, ctx, state, "state" in want)
         aux = {"states": self.states(parts, ctx, state)} if "states" in want else {}
-        if kept is not None:  # the step behind the last kept one served the final state alone
-            mixed, parts = mixed[:, :-1], parts._replace(x=parts.x[:, :-1], z=parts.z[:, :-1])
+        if kept is not None:
+            mixed, parts = mixed[:, :-1], without_last(parts)
             aux = {name: tensor[:, :-1] for name, tensor in aux.items()}
         y = self.skip(mixed, parts)
         if "memory" in want:
             aux["memory"] = y
         return Out(self._gate(y, parts), {"conv": parts.conv, "ssm": final} if "state" in want else None, aux)
 
-    def step(self, x_t: Tensor, ctx: SeqContext | None, state: State) -> Out:
+    def _step(self, x_t: Tensor, ctx: SeqContext, state: State) -> Out:
         """One step (B, D) by the recurrence itself."""
-        if ctx is not None and ctx.given() - {"dt_scale"}:
-            return super().step(x_t, ctx, state)
-        self.check_step(x_t, ctx, state)
+        if ctx.given() - {"dt_scale"}:
+            return super()._step(x_t, ctx, state)
         inner, z = self.in_proj(self.observe["in"](x_t)[:, None]).chunk(2, dim=-1)
         x, conv = causal_conv(self.conv1d, self.d_conv, self.observe["inner"](inner), state["conv"])
-        p = self._gates(F.silu(x), z, conv, ctx or NOTHING)
+        p = self._gates(F.silu(x), z, conv, ctx)
         rate = self.A_log.to(p.dt.dtype).exp() * -LOG2_E  # exp2 costs a third of exp
         decay = torch.exp2(p.dt[:, 0, :, None] * rate)
         h = torch.addcmul(p.u[:, 0, :, None] * p.B, decay, state["ssm"])
@@ -191,17 +187,19 @@ class S6(Mixer):
         y = self.finish(mixed.transpose(1, 2)[..., None], p)
         return Out(y[:, 0], {"conv": p.conv, "ssm": h})
 
-    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
+    def _matrix(self, x: Tensor, ctx: SeqContext) -> Matrix:
         """Per channel: sum_n C_tn exp(A_n sum of dt) B_sn, on the values u; (B, E, L, L)."""
-        ctx = ctx or NOTHING
         parts = self.project(x, ctx)
+        if ctx.kept is not None:
+            parts, ctx, _ = prune(parts, ctx, None)
+            parts, ctx = without_last(parts), ctx.along(torch.arange(parts.dt.shape[1] - 1, device=x.device))
         A, gap = -self.A_log.to(parts.dt.dtype).exp(), between(parts.dt.transpose(1, 2))
         extra = 0 if ctx.log_decay is None else between(ctx.log_decay.to(gap.dtype).expand_as(parts.dt).transpose(1, 2))
         matrix = sum(
             (gap * A[:, n, None, None] + extra).exp() * (parts.C[:, :, None, n] * parts.B[:, None, :, n])[:, None]
             for n in range(self.d_state)
         )
-        seen = reach(ctx, x.shape[1], x.device)
+        seen = reach(ctx, parts.dt.shape[1], x.device)
         return Matrix(matrix.masked_fill(~seen, 0), parts.u[..., None], parts)
 
     def ports(self) -> dict[str, Tensor]:
@@ -214,23 +212,28 @@ class S6(Mixer):
         }  # fmt: skip
 
 
-def prune(parts, ctx: SeqContext, kept: Tensor):
-    """Kept steps of projected parts (S6's or SSD's), with the time between them, and the context that goes with them.
+def prune(parts, ctx: SeqContext, state: State | None):
+    """Kept steps of projected parts (S6's or SSD's), with the time between them, the context and state that go with it.
 
-    One step is added that only lets the time behind the last kept one pass, for the final state.
+    One step is added that only lets the time behind the last kept one pass, for the final state; `without_last` takes
+    it off again.
     """
-    last = torch.full_like(kept[:, :1], parts.dt.shape[1] - 1)
-    index = torch.cat([kept, last], 1)
-    u = take(parts.u, index)
-    u = torch.cat([u[:, :-1], torch.zeros_like(u[:, :1])], 1)
-    others = {name: getattr(parts, name) for name in parts._fields if name not in ("u", "dt", "conv")}
-    gathered = {name: tensor if tensor is None else take(tensor, index) for name, tensor in others.items()}
-    changed = {name: getattr(ctx, name) for name in ("segments", "log_decay")}
-    if ctx.log_decay is not None:
-        changed["log_decay"] = condense(ctx.log_decay, kept)
-    if ctx.segments is not None:
-        changed["segments"] = take(ctx.segments, index)
-    return parts._replace(u=u, dt=condense(parts.dt, kept), **gathered), replace(ctx, kept=None, write=None, **changed)
+    kept = ctx.kept
+    index = torch.cat([kept, torch.full_like(kept[:, :1], parts.dt.shape[1] - 1)], 1)
+    short = at_steps(parts, index)
+    u = torch.cat([short.u[:, :-1], torch.zeros_like(short.u[:, :1])], 1)
+    log_decay = None if ctx.log_decay is None else condense(ctx.log_decay, kept)
+    segments = None if ctx.segments is None else take(ctx.segments, index)
+    if state is not None and segments is not None:  # it is that of the first sequence, which may be dropped whole
+        goes_on = segments[:, 0] == ctx.segments[:, 0]
+        state = {**state, "ssm": zeroed(state["ssm"], goes_on)}
+    ctx = replace(ctx, kept=None, write=None, segments=segments, log_decay=log_decay)
+    return short._replace(u=u, dt=condense(parts.dt, kept)), ctx, state
+
+
+def without_last(parts):
+    """Pruned parts without the step that was added."""
+    return at_steps(parts, torch.arange(parts.dt.shape[1] - 1, device=parts.dt.device))
 
 
 def initial_dt_bias(size: int, low: float, high: float, floor: float) -> Tensor:

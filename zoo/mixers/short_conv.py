@@ -15,14 +15,17 @@ from ..errors import BadArgument
 from ..nn.conv import CausalConv1d, causal_conv
 from ..ops.causal_conv1d import convolve
 from ..ops.checks import readable
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, reach
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, reach, zeroed
 
 
 class Parts(NamedTuple):
-    """Gated values (B, L, D) that are convolved, and the gate C of the read-out."""
+    """Gated values (B, L, D) that are convolved, the gate C of the read-out, and which steps are valid (None: all)."""
 
     u: Tensor
     C: Tensor
+    valid: Tensor | None
+
+    whole = frozenset()
 
 
 class _Conv(CausalConv1d):
@@ -54,7 +57,7 @@ class ShortConv(Mixer):
     def project(self, x: Tensor, ctx: SeqContext = NOTHING, state: State | None = None) -> Parts:
         """Input (B, L, D) to what is convolved and the output gate."""
         B, C, value = self.in_proj(self.observe["in"](x)).chunk(3, dim=-1)
-        return Parts(B * value, C)
+        return Parts(B * value, C, ctx.valid(x.shape[1]))
 
     def finish(self, mixed: Tensor, parts: Parts) -> Tensor:
         """Mixed values (B, L, D, 1), without the convolution's bias, to the output."""
@@ -62,7 +65,7 @@ class ShortConv(Mixer):
 
     def _gate(self, y: Tensor, parts: Parts) -> Tensor:
         gated = self.observe["gated"](parts.C * self.observe["conv"](y))
-        return self.observe["out"](self.out_proj(gated))
+        return zeroed(self.observe["out"](self.out_proj(gated)), parts.valid)
 
     def _constant(self, like: Tensor) -> Tensor:
         """What the convolution gives for zeros, (1, 1, D): its bias."""
@@ -74,12 +77,12 @@ class ShortConv(Mixer):
         y, conv = causal_conv(self.conv, self.width, parts.u, initial, ctx.segments, ctx.lengths)
         return Out(self._gate(y, parts), {"conv": conv} if "state" in want else None)
 
-    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
+    def _matrix(self, x: Tensor, ctx: SeqContext) -> Matrix:
         """The Toeplitz matrix of each channel, (B, D, L, L), from the convolution's answer to an impulse.
 
         ValueError where something stands in the convolution's place that no such matrix describes.
         """
-        ctx, steps = ctx or NOTHING, x.shape[1]
+        steps = x.shape[1]
         parts = self.project(x, ctx)
         constant = self._constant(parts.u)
         impulse = parts.u.new_zeros(1, 2 * self.width - 1, self.dim)

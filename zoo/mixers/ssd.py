@@ -22,8 +22,8 @@ from ..nn.conv import CausalConv1d, causal_conv
 from ..nn.norm import GatedRMSNorm
 from ..ops.backends import full_precision
 from ..ops.ssd import between, ssd
-from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, reach, take
-from .s6 import initial_dt_bias, prune
+from .base import NOTHING, Matrix, Mixer, Out, SeqContext, State, at_steps, reach, zeroed
+from .s6 import initial_dt_bias, prune, without_last
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "hardswish": F.hardswish, "identity": lambda x: x}
 
@@ -39,6 +39,9 @@ class Parts(NamedTuple):
     B: Tensor  #: (B, L, G, N)
     C: Tensor  #: (B, L, G, N)
     conv: Tensor  #: (B, W - 1, E + 2 G N) state of the convolution
+    valid: Tensor | None  #: (B, L) bool; None: all
+
+    whole = frozenset({"conv"})
 
 
 class SSD(Mixer):
@@ -139,23 +142,19 @@ class SSD(Mixer):
         B, C = (self.observe[name](t).to(wide).unflatten(-1, shape) for name, t in (("B", B), ("C", C)))
         x = x.unflatten(-1, (self.heads, self.head_dim))
         u, valid = dt[..., None] * x.to(wide), ctx.valid(x.shape[1])
-        if valid is not None:
-            u, dt = torch.where(valid[..., None, None], u, 0), torch.where(valid[..., None], dt, 0)
-        if ctx.write is not None:
-            u = torch.where(ctx.write[..., None, None], u, 0)
+        u, dt = zeroed(zeroed(u, valid), ctx.write), zeroed(dt, valid)
         rest = None
         if self.d_mlp:
             z0, x0 = front.chunk(2, dim=-1)
             rest = F.silu(z0) * x0
-        return Parts(x, z, rest, u, dt, B, C, conv)
+        return Parts(x, z, rest, u, dt, B, C, conv, valid)
 
     def decay(self, parts: Parts, ctx: SeqContext) -> Tensor:
         """Log decay (B, L, H): dt A, and what the context adds."""
         g = parts.dt * -self.A_log.to(parts.dt.dtype).exp()
         if ctx.log_decay is None:
             return g
-        extra, valid = ctx.log_decay.to(g.dtype).expand_as(g), ctx.valid(g.shape[1])
-        return g + (extra if valid is None else torch.where(valid[..., None], extra, 0))
+        return g + zeroed(ctx.log_decay.to(g.dtype), ctx.valid(g.shape[1]))
 
     def scan(self, parts: Parts, ctx: SeqContext = NOTHING, state: State | None = None) -> tuple[Tensor, Tensor]:
         """The mixed values (B, L, H, P) and the state (B, H, P, N) behind the last step."""
@@ -178,7 +177,7 @@ class SSD(Mixer):
     def _gate(self, y: Tensor, parts: Parts) -> Tensor:
         y = y * F.silu(parts.z) if self.norm is None else self.norm(y, parts.z)
         y = y if parts.rest is None else torch.cat([parts.rest, y], -1)
-        return self.observe["out"](self.out_proj(self.observe["gated"](y)))
+        return zeroed(self.observe["out"](self.out_proj(self.observe["gated"](y))), parts.valid)
 
     # the protocol -----------------------------------------------------------------------------------------------------
 
@@ -186,11 +185,10 @@ class SSD(Mixer):
         """The three phases in a row; with `ctx.kept` the scan and all after it see the kept steps alone."""
         parts, kept = self.project(x, ctx, state), ctx.kept
         if kept is not None:
-            parts, ctx = prune(parts, ctx, kept)
+            parts, ctx, state = prune(parts, ctx, state)
         mixed, final = self.scan(parts, ctx, state)
-        if kept is not None:  # the step behind the last kept one served the final state alone
-            mixed, rest = mixed[:, :-1], None if parts.rest is None else parts.rest[:, :-1]
-            parts = parts._replace(x=parts.x[:, :-1], z=parts.z[:, :-1], rest=rest)
+        if kept is not None:
+            mixed, parts = mixed[:, :-1], without_last(parts)
         y = self.skip(mixed, parts)
         aux = {"memory": y} if "memory" in want else {}
         return Out(self._gate(y, parts), {"conv": parts.conv, "ssm": final} if "state" in want else None, aux)
@@ -206,25 +204,21 @@ class SSD(Mixer):
         parts = self.project(x, ctx)
         length = x.new_full((len(x),), x.shape[1], dtype=torch.int64) if ctx.lengths is None else ctx.lengths
         at = length[:, None] - 1
-        parts = parts._replace(**{
-            name: take(tensor, at) for name, tensor in parts._asdict().items()
-            if name in ("x", "z", "rest", "C") and tensor is not None
-        })  # fmt: skip
+        end = at_steps(parts, at)
         with full_precision(x.device.type):
             g = self.decay(parts, ctx)
             later = F.pad(g[:, 1:], (0, 0, 0, 1)).flip(1).cumsum(1).flip(1)  # a sum less g_s would lose what is behind
-            scores = (parts.B * parts.C).sum(-1).repeat_interleave(self.heads // self.groups, 2)
+            scores = (parts.B * end.C).sum(-1).repeat_interleave(self.heads // self.groups, 2)
             mixed = torch.einsum("blh,blhp->bhp", scores * later.exp(), parts.u)
-        return self.finish(mixed[:, None], parts)[:, 0]
+        return self.finish(mixed[:, None], end)[:, 0]
 
-    def step(self, x_t: Tensor, ctx: SeqContext | None, state: State) -> Out:
+    def _step(self, x_t: Tensor, ctx: SeqContext, state: State) -> Out:
         """One step (B, D) by the recurrence itself."""
-        if ctx is not None and ctx.given() - {"dt_scale"}:
-            return super().step(x_t, ctx, state)
-        self.check_step(x_t, ctx, state)
+        if ctx.given() - {"dt_scale"}:
+            return super()._step(x_t, ctx, state)
         front, z, inner, dt = self._split(x_t[:, None])
         inner, conv = causal_conv(self.conv1d, self.d_conv, inner, state["conv"])
-        p = self._gates(front, z, ACTIVATIONS[self.activation](inner), dt, conv, ctx or NOTHING)
+        p = self._gates(front, z, ACTIVATIONS[self.activation](inner), dt, conv, ctx)
         B, C = (t[:, 0].repeat_interleave(self.heads // self.groups, 1) for t in (p.B, p.C))
         h = self.decay(p, NOTHING)[:, 0, :, None, None].exp() * state["ssm"] + p.u[:, 0, ..., None] * B[:, :, None]
         with full_precision(h.device.type):
@@ -232,12 +226,14 @@ class SSD(Mixer):
         y = self.finish(mixed.squeeze(-1)[:, None], p)
         return Out(y[:, 0], {"conv": p.conv, "ssm": h})
 
-    def materialize(self, x: Tensor, ctx: SeqContext | None = None) -> Matrix:
+    def _matrix(self, x: Tensor, ctx: SeqContext) -> Matrix:
         """Per head: <C_t, B_s> exp(sum of dt A over s+1..t), on the values u; (B, H, L, L)."""
-        ctx = ctx or NOTHING
         parts = self.project(x, ctx)
+        if ctx.kept is not None:
+            parts, ctx, _ = prune(parts, ctx, None)
+            parts, ctx = without_last(parts), ctx.along(torch.arange(parts.dt.shape[1] - 1, device=x.device))
         decay = between(self.decay(parts, ctx).transpose(1, 2)).exp()
-        decay = decay.masked_fill(~reach(ctx, x.shape[1], x.device), 0)
+        decay = decay.masked_fill(~reach(ctx, parts.dt.shape[1], x.device), 0)
         scores = torch.einsum("btgn,bsgn->bgts", parts.C, parts.B).repeat_interleave(self.heads // self.groups, 1)
         return Matrix(scores * decay, parts.u, parts)
 

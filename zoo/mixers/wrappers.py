@@ -1,8 +1,9 @@
 """Mixers made of mixers: both directions of a sequence, and several paths through one.
 
 A path is a permutation of the steps with its inverse, optionally with a permutation of the channels (the reverse
-complement of DNA is the flipped sequence with complementary channels). Wrappers hand every per-step field of the
-context along the path and take it out of what the inner mixer sees.
+complement of DNA is the flipped sequence with complementary channels). It numbers all steps, padded ones among them,
+and skips those that are not valid. Wrappers hand every per-step field of the context along the path and take it out of
+what the inner mixer sees.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadArgument
-from ..ops.checks import expect, expect_integers
-from .base import Mixer, Out, SeqContext, State, take
+from ..ops.checks import expect
+from .base import Mixer, Out, SeqContext, State, expect_numbers, take
 
 NO_STATE = "a scan against the direction of time has no state to hand on"
 
@@ -33,6 +34,15 @@ def _merge(ys: list[Tensor], how: str, project: Callable) -> Tensor:
         return project(torch.cat(ys, -1))
     total = torch.stack(ys).sum(0)
     return total / len(ys) if how == "mean" else total
+
+
+def _pathless(where: str, mixer: Mixer) -> Mixer:
+    if "orders" in mixer.uses:
+        raise BadArgument(
+            f"{where}: make: expected a mixer without paths, whose orders number steps as they came, got "
+            f"{type(mixer).__name__}; put the paths outside: MultiPath(lambda: Bidirectional(...), ...)"
+        )
+    return mixer
 
 
 class Bidirectional(Mixer):
@@ -54,7 +64,7 @@ class Bidirectional(Mixer):
         `merge`: "sum", "mean", "concat" (then a projection back to D), or "alternate": forward alone in odd layers and
         backward alone in even ones.
         """
-        forward = make()
+        forward = _pathless("Bidirectional", make())
         super().__init__(forward.dim)
         if merge not in self.MERGES:
             raise BadArgument(f"Bidirectional: merge: expected one of {', '.join(self.MERGES)}, got {merge!r}")
@@ -98,6 +108,7 @@ class MultiPath(Mixer):
         "matrix": "the paths end in read-outs of their own",
     }
 
+    packs = False  # paths number the steps of the whole sequence: each mixer inside packs along its own
     MERGES = ("sum", "mean", "concat")
 
     def __init__(
@@ -110,8 +121,10 @@ class MultiPath(Mixer):
         channels: Tensor | None = None,
     ):
         """`channels` (paths, D) int64: the channel permutation of each path, an involution; None: none."""
-        first = make()
+        first = _pathless("MultiPath", make())
         super().__init__(first.dim)
+        if paths < 1:
+            raise BadArgument(f"MultiPath: paths: expected at least 1, got {paths}")
         if merge not in self.MERGES:
             raise BadArgument(f"MultiPath: merge: expected one of {', '.join(self.MERGES)}, got {merge!r}")
         self.uses, self.wants = (first.uses | {"orders", "inverses"}) - {"kept", "segments"}, frozenset()
@@ -120,7 +133,7 @@ class MultiPath(Mixer):
         self.project = nn.Linear(paths * self.dim, self.dim, bias=False) if merge == "concat" else None
         if channels is not None:
             expect("MultiPath", "channels", channels, paths, self.dim)
-            expect_integers("MultiPath", "channels", channels)
+            expect_numbers("MultiPath", "channels", channels)
             inside = bool(((channels >= 0) & (channels < self.dim)).all())
             if not inside or not torch.equal(channels.gather(1, channels), torch.arange(self.dim).expand(paths, -1)):
                 raise BadArgument(
@@ -132,17 +145,34 @@ class MultiPath(Mixer):
         """Those of the inner mixers."""
         return self.decays
 
-    def mix(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> Out:
-        """Every path, merged; with tied weights the paths are one batch."""
+    def check(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str], *, least: int = 1) -> None:
+        """As any mixer's; orders and inverses of all paths must be there, and be permutations and their inverses."""
+        super().check(x, ctx, state, want, least=least)
         batch, steps, _ = x.shape
         if ctx.orders is None or ctx.inverses is None:
             raise BadArgument(f"MultiPath: ctx.orders: expected orders and inverses of {self.paths} paths, got None")
         for name in ("orders", "inverses"):
             tensor = getattr(ctx, name)
             expect("MultiPath", f"ctx.{name}", tensor, *((batch,) if tensor.ndim == 3 else ()), self.paths, steps)
-            expect_integers("MultiPath", f"ctx.{name}", tensor)
-        orders, inverses = (t if t.ndim == 3 else t.expand(batch, -1, -1) for t in (ctx.orders, ctx.inverses))
-        plain = replace(ctx, orders=None, inverses=None)
+            expect_numbers("MultiPath", f"ctx.{name}", tensor)
+        if torch.compiler.is_compiling():
+            return
+        count = torch.arange(steps, device=x.device)
+        for name, kind, tensor in (
+            ("orders", f"a permutation of 0..{steps - 1}", ctx.orders.sort(-1).values),
+            ("inverses", "the inverse of its order", _there_and_back(ctx.orders, ctx.inverses)),
+        ):
+            wrong = (tensor != count).any(-1)
+            if bool(wrong.any()):
+                *row, path = wrong.nonzero()[0].tolist()
+                where = f"path {path} of row {row[0]}" if row else f"path {path}"
+                got = getattr(ctx, name)[(*row, path) if getattr(ctx, name).ndim == tensor.ndim else path].tolist()
+                raise BadArgument(f"MultiPath: ctx.{name}: expected {kind} in {where}, got {got[:8]}")
+
+    def mix(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str]) -> Out:
+        """Every path, merged; with tied weights the paths are one batch."""
+        orders, inverses = (t if t.ndim == 3 else t.expand(x.shape[0], -1, -1) for t in (ctx.orders, ctx.inverses))
+        plain = replace(ctx, orders=None, inverses=None, lengths=None, mask=ctx.valid(x.shape[1]))
         if len(self.mixers) == 1:
             ys = self._together(x, plain, orders, inverses)
         else:
@@ -151,7 +181,7 @@ class MultiPath(Mixer):
 
     def _path(self, mixer: Mixer, x: Tensor, ctx: SeqContext, order: Tensor, inverse: Tensor, p: int) -> Tensor:
         moved = take(x, order) if self.channels is None else take(x, order)[..., self.channels[p]]
-        y = take(mixer(moved, _masked(ctx, x.shape[1]).along(order)).y, inverse)
+        y = take(mixer(moved, ctx.along(order)).y, inverse)
         return y if self.channels is None else y[..., self.channels[p]]
 
     def _together(self, x: Tensor, ctx: SeqContext, orders: Tensor, inverses: Tensor) -> list[Tensor]:
@@ -160,7 +190,6 @@ class MultiPath(Mixer):
         if self.channels is not None:
             spread = self.channels.repeat_interleave(x.shape[0], 0)[:, None].expand_as(wide)
             wide = wide.gather(2, spread)
-        ctx = _masked(ctx, x.shape[1])
         per_step = {
             name: getattr(ctx, name).repeat(self.paths, *(1,) * (getattr(ctx, name).ndim - 1))
             for name in ctx.given() - {"memory"}
@@ -174,6 +203,8 @@ class MultiPath(Mixer):
         return list(y.unflatten(0, (self.paths, -1)))  # not chunk, which would fix the batch of an exported program
 
 
-def _masked(ctx: SeqContext, steps: int) -> SeqContext:
-    """Lengths as a mask, which a path can carry anywhere."""
-    return ctx if ctx.lengths is None else replace(ctx, mask=ctx.valid(steps), lengths=None)
+def _there_and_back(orders: Tensor, inverses: Tensor) -> Tensor:
+    """Where each step of (P, L) or (B, P, L) paths comes to lie; -1 for what names no step."""
+    orders, inverses = torch.broadcast_tensors(orders, inverses)
+    inside = (inverses >= 0) & (inverses < orders.shape[-1])
+    return torch.where(inside, orders.gather(-1, inverses.clamp(0, orders.shape[-1] - 1)), -1)
