@@ -69,19 +69,17 @@ def test_a_mixer_that_uses_every_field_keeps_the_laws():
 
 @pytest.mark.parametrize("merge", Bidirectional.MERGES)
 @pytest.mark.parametrize("tied", [True, False])
-@inner_mixers
-def test_both_directions_keep_the_laws_with_every_field(inner, tied, merge):
+def test_both_directions_keep_the_laws_with_every_field(tied, merge):
     def make():
-        return seeded(lambda: Bidirectional(INNER[inner], tied=tied, merge=merge))
+        return seeded(lambda: Bidirectional(INNER["reader"], tied=tied, merge=merge))
 
     for law in ("packed", "padding"):
         laws.LAWS[law](make)
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("merge", Bidirectional.MERGES)
+@pytest.mark.parametrize(("merge", "layer"), [*((merge, 0) for merge in Bidirectional.MERGES), ("alternate", 1)])
 @pytest.mark.parametrize("tied", [True, False])
-@inner_mixers
+@pytest.mark.parametrize("inner", ["reader", "attention"])
 def test_both_directions_are_forward_and_forward_on_the_flip(inner, tied, merge, layer):
     wrapped = seeded(lambda: Bidirectional(INNER[inner], tied=tied, merge=merge, layer=layer))
     x, ctx = rand(2, 6, DIM), laws.everything(wrapped, 2, 6)
@@ -154,9 +152,11 @@ def path_cases(wrapped):
         yield replace(ctx, lengths=LENGTHS), torch.arange(CELLS) < LENGTHS[:, None]
 
 
-@pytest.mark.parametrize("merge", MultiPath.MERGES)
+@pytest.mark.parametrize(
+    ("inner", "merge"),
+    [*(("reader", merge) for merge in MultiPath.MERGES), ("attention", "sum"), ("short_conv", "sum")],
+)
 @pytest.mark.parametrize("tied", [True, False])
-@inner_mixers
 def test_a_path_visits_its_valid_cells_in_its_order(inner, tied, merge):
     wrapped, x = multi(inner, tied=tied, merge=merge, channels=CHANNELS if merge == "mean" else None), rand(3, 12, DIM)
     assert len({id(mixer) for mixer in wrapped.mixers}) == (1 if tied else 4)
@@ -256,6 +256,20 @@ def test_aux_of_a_sequence_is_left_as_it_is(steps):
         only = torch.where(valid[..., None], x, 0)
         close(out.aux["sum"], only.sum(1))
         close(out.aux["twice"], 2 * only)
+
+
+def test_the_last_output_alone_reads_nothing_of_padding():
+    """With every field that it takes, and NaN in what lies behind the last valid steps."""
+    mixer, x, lengths = seeded(INNER["ssd"]), rand(3, 6, DIM), torch.tensor([6, 2, 4])
+    ctx, valid = laws.everything(mixer, 3, 6), torch.arange(6) < lengths[:, None]
+    padded = SeqContext(
+        lengths=lengths, write=ctx.write,
+        **{name: torch.where(valid[..., None], getattr(ctx, name), torch.nan) for name in ("dt_scale", "log_decay")},
+    )  # fmt: skip
+    weights = mixer.last(torch.where(valid[..., None], x, torch.nan), padded)
+    close(weights, torch.stack([mixer(x, replace(ctx, lengths=lengths)).y[b, n - 1] for b, n in enumerate(lengths)]))
+    grads = torch.autograd.grad(weights.square().sum(), list(mixer.parameters()))
+    assert all(grad.isfinite().all() for grad in grads)
 
 
 @pytest.mark.parametrize("inner", [name for name in INNER if name != "short_conv"])

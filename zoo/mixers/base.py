@@ -387,9 +387,10 @@ def _moved_on(after: Tensor, before: Tensor, valid: Tensor) -> Tensor:
 
 
 def at_steps(parts, index: Tensor):
-    """Projected parts, a named tuple, at the steps `index` (B, K); what its `whole` names is not per step."""
-    per_step = [name for name in parts._fields if name not in parts.whole and getattr(parts, name) is not None]
-    return parts._replace(**{name: take(getattr(parts, name), index) for name in per_step})
+    """Projected parts, a named tuple, at the steps `index` (B, K); its `whole` names what is not per step, if any."""
+    whole = getattr(parts, "whole", ())
+    per_step = {name: tensor for name, tensor in parts._asdict().items() if name not in whole and tensor is not None}
+    return parts._replace(**{name: take(tensor, index) for name, tensor in per_step.items()})
 
 
 def reach(ctx: SeqContext, steps: int, device) -> Tensor:

@@ -15,8 +15,6 @@ class Parts(NamedTuple):
 
     valid: Tensor | None
 
-    whole = frozenset()
-
 
 class Identity(Mixer):
     """Every step to itself."""

@@ -38,8 +38,6 @@ class Parts(NamedTuple):
     u: Tensor
     valid: Tensor | None  #: (B, L) bool; None: all
 
-    whole = frozenset()
-
 
 class System(NamedTuple):
     """The discrete system: log Abar, Bbar, C and C of the direction ahead (None if causal), each (D, N / 2) complex."""

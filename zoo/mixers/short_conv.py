@@ -25,8 +25,6 @@ class Parts(NamedTuple):
     C: Tensor
     valid: Tensor | None
 
-    whole = frozenset()
-
 
 class _Conv(CausalConv1d):
     """A convolution whose bias is added behind the sum, where `finish` adds it to a product with the matrix."""

@@ -201,6 +201,7 @@ class SSD(Mixer):
             raise BadArgument(
                 f"SSD.last: expected sequences padded at the right, by ctx.lengths; got {sorted(wrong)[0]}"
             )
+        x, ctx = self._ready(x, ctx)
         parts = self.project(x, ctx)
         length = x.new_full((len(x),), x.shape[1], dtype=torch.int64) if ctx.lengths is None else ctx.lengths
         at = length[:, None] - 1
