@@ -65,7 +65,9 @@ def test_help_names_every_verb(capsys):
     text = answers(capsys, "--help")
     assert set(re.findall(r"^    (\w+)\s", text, re.M)) == set(VERBS)
     for verb in VERBS:
-        assert answers(capsys, verb, "--help").startswith(f"usage: zoo {verb} ")
+        told = answers(capsys, verb, "--help")
+        assert told.startswith(f"usage: zoo {verb} ")
+        assert ("Any option of a recipe can be given" in told) == (verb in ("train", "bench"))
 
 
 def test_list_names_everything(capsys):

@@ -105,7 +105,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     verb.add_argument("--task", help="only what serves this task")
     verb.add_argument("--kind", help="only what takes, or gives, this kind of input: image, log, points or tokens")
 
-    verb = _verb(verbs, "train", _train, "train a recipe")
+    verb = _verb(verbs, "train", _train, "train a recipe", EPILOG)
     verb.add_argument("recipe", help="<model>/<dataset>[-<task>][@<split>], or a YAML file")
     verb.add_argument(
         "overrides", nargs="*", default=[], metavar="key.sub=value", help="override an option of the recipe"
@@ -149,7 +149,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     verb.add_argument("--folder", type=Path, help="sample: where to write it")
     verb.add_argument("--seed", type=int, default=0)
 
-    verb = _verb(verbs, "bench", _bench, "parameters, MACs, step time, throughput and memory of a recipe, or the ops")
+    summary = "parameters, MACs, step time, throughput and memory of a recipe, or the ops"
+    verb = _verb(verbs, "bench", _bench, summary, EPILOG)
     verb.add_argument("recipe", help="a recipe, or `ops` (`ops:NAME` for one) for the core's primitives")
     verb.add_argument(
         "overrides", nargs="*", default=[], metavar="key.sub=value", help="override an option of the recipe"
@@ -183,8 +184,8 @@ def _takes_code(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _verb(verbs, name: str, handler, summary: str) -> argparse.ArgumentParser:
-    verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=EPILOG)
+def _verb(verbs, name: str, handler, summary: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=epilog)
     verb.set_defaults(handler=handler)
     verb.add_argument("--json", action="store_true", help="for machines")
     verb.add_argument("--debug", action="store_true", help="tracebacks")

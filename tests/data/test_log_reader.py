@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from statezoo.zoo.api import create_dataset
-from statezoo.zoo.data.log_reader import read_log
+from statezoo.zoo.data.log_reader import in_unit, read_log
 from statezoo.zoo.errors import ZooError
 
 COLUMNS = {"user": "user", "item": "item", "time": "time"}
@@ -518,3 +518,12 @@ def test_movietweetings_keeps_its_leading_zeros():
     table = pd.read_csv(DATA / "movietweetings" / "ratings.dat", sep="::", engine="python", header=None, dtype=str)
     assert [(u, i, str(t)) for u, i, t in events(log)] == list(zip(table[0], table[1], table[3], strict=True))
     assert any(name.startswith("0") for name in log.items)
+
+
+def test_times_of_one_unit_in_another():
+    times = np.array([0, 1_600_000_000_123, 1_600_000_000_999])
+    assert in_unit(times, "ms", "s").tolist() == [0, 1_600_000_000, 1_600_000_000], "cut off, never rounded up"
+    assert in_unit(times, "ms", "us").tolist() == (times * 1000).tolist()
+    assert in_unit(times, "ms", "ms").tolist() == times.tolist() and in_unit(times[:0], "s", "ns").tolist() == []
+    with pytest.raises(ZooError, match="times in s do not fit into 64 bits in ns, which the model counts in"):
+        in_unit(np.array([2**40]), "s", "ns")

@@ -124,7 +124,7 @@ class LogDataset(Dataset):
     tiny = {"max_len": 20}
     added_later = {"timestamps": "exact"}
     plain = "log"
-    #: what times are counted in
+    #: what `read_file` counts times in; a subclass of another unit states it
     time_unit = "s"
     #: what the model's times are counted in, where other files are read for a run
     model_unit: str | None = None
