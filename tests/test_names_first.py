@@ -128,13 +128,13 @@ class Unknown(Base):
 
 
 class Elsewhere(Dataset):
-    """Its keywords go to a helper, too."""
+    """Its keywords go to a function, too."""
 
     tasks = ("classification",)
 
     def __init__(self, *, own: int = 1, **options):
         super().__init__(root=None)
-        self.options = helper(**options)
+        self.options = function(**options)
 
 
 class Followed(Dataset):
