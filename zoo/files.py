@@ -63,6 +63,8 @@ REMEDIES = {
 }
 #: what of these has no file of its own in the error: only the place that was being written can be named
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+#: torch, closing an archive that it could not write
+UNFINISHED = r"inline_container.* unexpected pos |PytorchStreamWriter"
 
 
 @contextmanager
@@ -101,7 +103,7 @@ def _refused(error: BaseException, places: tuple[Path, ...]) -> int | None:
         return error.errno if ours else None
     if type(error).__module__.startswith("safetensors") and (told := re.search(r"\(os error (\d+)\)", str(error))):
         return int(told.group(1))
-    if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch, closing what it could not write
+    if isinstance(error, RuntimeError) and re.search(UNFINISHED, str(error)):
         below = error.__context__
         return _refused(below, places) if isinstance(below, OSError) else 0
     return None

@@ -246,3 +246,20 @@ def test_calls_are_held_to_what_served_them():
             assert backends.choose(toy, backends.call_of(q, 8))() == "torch", "outside nothing is held"
     finally:
         del backends._BACKENDS[toy]
+
+
+def test_code_from_outside_that_was_edited_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "net.py"
+    plain = (
+        '"""A model."""\n\nfrom statezoo.zoo.backbones.baselines import mlp\n\n\n'
+        'class Net(mlp.MLP):\n    """A model of its own."""\n\n    configs = {"net": {}}\n'
+    )
+    file.write_text(plain)
+    begin = lambda run: train(f"{file}/digits", SHORT, sample=True, folder=run, quiet=True)  # noqa: E731
+    run = stopped(tmp_path / "run", begin, monkeypatch)
+    file.write_text(f"{plain}    scale = 2\n")
+    with pytest.raises(ZooError, match="with a file of the model of SHA-256 .*; put that file back, or start"):
+        train(f"{file}/digits", resume=str(run), quiet=True)
+    file.write_text(plain)
+    train(f"{file}/digits", resume=str(run), quiet=True)
+    assert (run / "record.json").is_file()

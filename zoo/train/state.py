@@ -9,6 +9,7 @@ the best weights; a run goes on from it only where all of them are the same.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import platform
 import struct
@@ -23,7 +24,7 @@ from ... import __version__
 from ..errors import ZooError
 from ..files import atomic, hash_file, sync
 from ..recipe import Recipe
-from ..registry import find
+from ..registry import ROOT, find
 from ..stored import read_state
 
 NAME, BEST, BEFORE = "last.ckpt", "best.safetensors", "best-before.safetensors"
@@ -45,6 +46,9 @@ REMEDIES = {
     "strategy": ("strategy", "resume with the same train.strategy"),
     "deterministic": ("deterministic algorithms", "resume with the same train.deterministic"),
     "matmul": ("precision of matrix products", "call torch.set_float32_matmul_precision({then!r})"),
+    "model.name": ("a file of the model of SHA-256", "put that file back"),
+    "data.name": ("a file of the data set of SHA-256", "put that file back"),
+    "task.name": ("a file of the task of SHA-256", "put that file back"),
     "train.log_every": ("train.log_every", "resume with train.log_every={then}"),
 }
 
@@ -58,7 +62,9 @@ def conditions(recipe: Recipe, *, world: int, device: torch.device, strategy: st
         name = f"{torch.cuda.get_device_name(device)}, {versions}"
     else:
         name = f"{device.type}, {processor()}"
-    task = find("task", recipe.task["name"]).load()
+    kinds = {"model": "model", "data": "dataset", "task": "task"}
+    classes = {name: find(kind, getattr(recipe, name)["name"]).load() for name, kind in kinds.items()}
+    files = {name: Path(inspect.getfile(cls)) for name, cls in classes.items()}
     return {
         "recipe": recipe.hash(),
         "seed": recipe.seed,
@@ -74,7 +80,9 @@ def conditions(recipe: Recipe, *, world: int, device: torch.device, strategy: st
         "deterministic": deterministic,
         "matmul": torch.get_float32_matmul_precision(),
         "train.log_every": recipe.train["log_every"],
-        **{f"task.{name}": recipe.task[name] for name in task.operational},
+        **{f"task.{name}": recipe.task[name] for name in classes["task"].operational},
+        # code from outside, which no version or commit of the zoo stands for
+        **{f"{name}.name": hash_file(file) for name, file in files.items() if not file.is_relative_to(ROOT)},
     }
 
 
