@@ -486,6 +486,17 @@ def test_a_sample_is_written_into_its_folder(tmp_path):
     assert (tmp_path / "mine.csv").read_text() == "precious"
 
 
+def test_a_split_that_no_record_can_name_is_told_before_training(tmp_path):
+    (tmp_path / "sets.py").write_text(
+        "from statezoo.datasets.images.digits import Digits\n\n\nclass Sets(Digits):\n"
+        '    tasks = ("classification",)\n    split_name = "../mine"\n'
+    )
+    told = refused(train, f"mlp/{tmp_path}/sets.py", SHORT, sample=True, quiet=True, folder=tmp_path / "run")
+    assert "split '../mine' is no name" in told and not (tmp_path / "run/metrics.csv").exists()
+    (tmp_path / "my sets.py").write_text((tmp_path / "sets.py").read_text())
+    assert "'my sets.py' is no name" in refused(load, f"mlp/{tmp_path}/my sets.py")
+
+
 def test_cache_entries_have_names(tmp_path):
     for name in ("../evil", "/tmp/evil", "a/b", ""):
         refused(cached, name, {"a": 1}, lambda: ({"x": np.zeros(3)}, {}))

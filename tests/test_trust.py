@@ -142,6 +142,8 @@ def test_a_recipe_remembers_what_may_run(here):
     s = session(recipe, sample=True)
     assert type(s.task.model).__name__ == "Net" and s.dataset.name == "my-set"
     assert recipe.scientific()["model"]["name"] == "net.py"
+    assert recipe.id == "net.py/my_set.py" and recipe.words == f"{here}/net.py/{here}/my_set.py"
+    assert load(recipe.words).code == recipe.code
 
 
 # named by a file ----------------------------------------------------------------------------------------------------
@@ -170,6 +172,9 @@ def test_a_run_goes_on_where_its_file_is_typed(here, run, capsys):
     (here / "mine.yaml").write_bytes((run / "recipe.yaml").read_bytes())
     assert "--trust-code" in fails(capsys, "train", "mine.yaml", *words) and not ran(here)
     assert main(["train", "net.py/digits", *words]) == 0 and ran(here)
+    (run / "record.json").unlink()
+    forget()
+    assert main(["train", "./net.py/digits", "--sample", *SHORT, "--resume", "--json"]) == 0 and ran(here)
     (run / "record.json").unlink()
     assert main(["train", "mine.yaml", *words, "--trust-code"]) == 0
 

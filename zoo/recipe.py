@@ -48,6 +48,12 @@ class Recipe:
         """A block in which the files of `code` may run: `load` refused those that nobody typed."""
         return trusting(map(Path, self.code))
 
+    @property
+    def words(self) -> str:
+        """The id as it is typed from any folder: code files by their whole path."""
+        named = {Path(file).name: file for file in self.code}
+        return re.sub(r"[^/:@]+\.py", lambda found: named.get(found[0], found[0]), self.id)
+
     def code_of(self, section: str) -> str | None:
         """SHA-256 of the code file that a section's name is the path of; None where it is the zoo's or a plug-in's."""
         return self.code.get(str(code_file(getattr(self, section)["name"])[0]))

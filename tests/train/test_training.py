@@ -197,6 +197,8 @@ def test_nan_ends_in_one_line(tmp_path, capsys):
     [
         ("batch_size=0", "give at least 1"),
         ("workers=-1", "give 0 or more"),
+        ("workers=5000", "give at most 1024"),
+        ("threads=1000000", "give at most 1024"),
         ("lr=-1.0", "give 0 or more"),
         ("clip=0.0", "give more than 0"),
         ("ema=1.5", "give a decay from 0 to 1, such as 0.999"),

@@ -18,6 +18,7 @@ AT_LEAST_ONE = (
     "batch_size", "eval_batch_size", "accumulate", "patience", "eval_every", "save_every", "threads", "devices",
     "num_nodes", "log_every",
 )  # fmt: skip
+MOST = 1024  # processes or threads: a recipe from somewhere else must not stop the machine
 NOT_NEGATIVE = ("lr", "weight_decay", "lr_end", "warmup_steps", "workers")
 
 
@@ -70,6 +71,7 @@ class TrainConfig:
         checks = (
             (AT_LEAST_ONE, lambda value: value >= 1, "give at least 1"),
             (NOT_NEGATIVE, lambda value: value >= 0, "give 0 or more"),
+            (("workers", "threads"), lambda value: value <= MOST, f"give at most {MOST}"),
             (("clip",), lambda value: value > 0, "give more than 0"),
             (("ema",), lambda value: 0 <= value <= 1, "give a decay from 0 to 1, such as 0.999"),
         )

@@ -64,7 +64,7 @@ def finish(s, run: Path, done: dict, console: Console) -> Path:
         plots.curves(run)
     s.task.pictures(run / "plots", rows, s.dataset.part("test"))
     write_json(run / "record.json", record.model_dump())
-    for line in summary(record, run):
+    for line in summary(record, run, s.recipe.words):
         console.line(line)
     return run
 
@@ -209,8 +209,8 @@ def _shown(metric: Metric) -> tuple[str, str]:
     return "undefined" if metric.value is None else f"{metric.value:.4f}", bounds
 
 
-def summary(record: Record, run: Path) -> list[str]:
-    """The table that a run ends with, where it lies, and what to try next."""
+def summary(record: Record, run: Path, words: str) -> list[str]:
+    """The table that a run ends with, where it lies, and what to try next; `words` are those of its recipe."""
     what = "SYNTHETIC SAMPLE of " if record.benchmark.sample else ""
     lines = [
         "",
@@ -227,6 +227,6 @@ def summary(record: Record, run: Path) -> list[str]:
     lines += [
         "",
         f"run: {run}",
-        f"next: zoo eval {run} | zoo leaderboard --runs | zoo train {record.recipe.id} seed={record.seed + 1}",
+        f"next: zoo eval {run} | zoo leaderboard --runs | zoo train {words} seed={record.seed + 1}",
     ]
     return lines

@@ -105,7 +105,7 @@ def resumed(run: Path, source: str, overrides: list[str]) -> tuple[Recipe, bool]
     words = typed_names(source, overrides)
     head, saved = read(run), load(str(run / "recipe.yaml"), words=words)
     if not source.endswith((".yaml", ".yml")) and saved.id != id_of(source):
-        raise ZooError(f"{run} is a run of {saved.id}, not of {source}; `zoo train {saved.id} --resume {run}`")
+        raise ZooError(f"{run} is a run of {saved.id}, not of {source}; `zoo train {saved.words} --resume {run}`")
     edited = _other(head["recipe"], saved)
     if edited:
         raise ZooError(

@@ -24,7 +24,7 @@ from ..data.base import Dataset
 from ..data.spec import Spec
 from ..errors import ZooError, unknown
 from ..files import locked, runs_root, writing
-from ..foreign import below, is_name
+from ..foreign import below, is_name, safe_name
 from ..ops.backends import held
 from ..recipe import Recipe, load
 from ..registry import find
@@ -90,6 +90,8 @@ def make_dataset(recipe: Recipe, sample: bool = False):
 
 def build(recipe: Recipe, dataset, spec: Spec) -> Session:
     """Model and task of a recipe for a prepared dataset, or for one that was: `spec` says what it is made of."""
+    for what, name in (("name", dataset.key), ("version", dataset.version), ("split", dataset.split_name or "none")):
+        safe_name(name, f"the data set's {what}", dataset.name)  # now, not where the record is written
     wanted = recipe.task["name"]
     with recipe.trusted():
         model_class, task_class = find("model", recipe.model["name"]).load(), find("task", wanted).load()
@@ -149,7 +151,7 @@ def train(
                     _take_away(run, there)
     except KeyboardInterrupt as stop:
         if _begun(run):
-            raise KeyboardInterrupt(f"`zoo train {recipe.id} --resume {run}` goes on") from stop
+            raise KeyboardInterrupt(f"`zoo train {recipe.words} --resume {run}` goes on") from stop
         raise
     finally:
         os.environ.pop(CHILD, None)
@@ -161,8 +163,9 @@ def train(
 def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
     from .finish import finish
 
-    if recipe.train["threads"]:
-        torch.set_num_threads(recipe.train["threads"])
+    threads = TrainConfig(**recipe.arguments("train")).threads
+    if threads:
+        torch.set_num_threads(threads)
     if recipe.note:
         console.line(recipe.note)
     with quiet_lightning():
