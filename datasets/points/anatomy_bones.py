@@ -12,12 +12,12 @@ around a random one away; category is the bone.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path, PurePosixPath
 
 from ...zoo.data.cloud_layout import FoldedClouds
 from ...zoo.data.cloud_pack import Item
 from ...zoo.data.cloud_sample import write_bones
+from ...zoo.data.cloud_table import read_records
 from ...zoo.errors import ZooError
 
 
@@ -46,10 +46,14 @@ class AnatomyBones(FoldedClouds):
     def items(self) -> list[Item]:
         """The clouds, with what metadata.csv says about them: every cloud has its row, every row its cloud."""
         table = self.folder / "metadata.csv"
-        with open(table, encoding="utf-8", newline="") as rows:
-            known = {
-                row["id"]: (n, row) for n, row in enumerate(csv.DictReader(rows), 2) if row["set"] == "classification"
-            }
+        known: dict[str, tuple[int, dict[str, str]]] = {}
+        for number, row in read_records(table):
+            missing = {"id", "set", "cls", "fold", "group"} - set(row)
+            if missing or row["id"] in known:
+                what = f"no column '{min(missing)}'" if missing else f"{row['id']} has a row above"
+                raise ZooError(f"{table}: row {number}: {what}; get the data again")
+            if row["set"] == "classification":
+                known[row["id"]] = number, row
         self._rows = known
         items = super().items()
         here = {PurePosixPath(item.cloud).stem: item for item in items}

@@ -15,7 +15,6 @@ one away. `features=true` takes the columns besides x, y, z and label along, whi
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -25,6 +24,7 @@ from ...zoo.data.base import Part
 from ...zoo.data.cloud_pack import Item
 from ...zoo.data.cloud_reader import NAN_POINTS, READERS, SURFACE_POINTS, stem, suffix
 from ...zoo.data.cloud_sample import write_folder
+from ...zoo.data.cloud_table import read_records
 from ...zoo.data.clouds import PointClouds
 from ...zoo.data.spec import Spec
 from ...zoo.data.splits import by_group
@@ -127,17 +127,18 @@ class CloudFolder(PointClouds):
         if not table.is_file():
             return None
         found = {}
-        with open(table, encoding="utf-8-sig", newline="") as rows:
-            for number, row in enumerate(csv.DictReader(rows), 2):
-                if not row.get("file") or not row.get("group"):
-                    raise ZooError(f"{table}: row {number}: needs columns file and group, both filled; mend the row")
-                part = row.get("split", "")
-                if part not in PARTS or ("split" in row and not part):
-                    raise ZooError(
-                        f"{table}: row {number}: its split is '{part or ''}', not train, valid or test; mend the row, "
-                        "or leave the column out"
-                    )
-                found[row["file"]] = row["group"], part
+        for number, row in read_records(table):
+            if not row.get("file") or not row.get("group"):
+                raise ZooError(f"{table}: row {number}: needs columns file and group, both filled; mend the row")
+            part = row.get("split", "")
+            if part not in PARTS or ("split" in row and not part):
+                raise ZooError(
+                    f"{table}: row {number}: its split is '{part}', not train, valid or test; mend the row, or leave "
+                    "the column out"
+                )
+            if row["file"] in found:
+                raise ZooError(f"{table}: row {number}: {row['file']} has a row above; take one of the two out")
+            found[row["file"]] = row["group"], part
         return found
 
     def places(self, items: list[Item]) -> dict[str, np.ndarray]:

@@ -30,7 +30,9 @@ def beside(path):
     return module
 
 
-mutate, formats = beside("_mutate.py"), beside("../data/test_cloud_formats.py")
+mutate, vtk, masks = (
+    beside(path) for path in ("_mutate.py", "../data/test_cloud_vtk.py", "../data/test_cloud_masks.py")
+)
 
 CUBE = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], "<f4")
 SQUARES = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7)]
@@ -148,11 +150,11 @@ FIELDS = np.array(
 )
 SAMPLES = {
     **{"a.npy": saved(CUBE), "fields.npy": saved(FIELDS)},
-    **{f"{coding}.vtp": formats.vtp(coding) for coding in ("ascii", "binary", "appended raw")},
-    **{f"packed {coding}.vtp": formats.vtp(coding, True) for coding in ("binary", "appended raw")},
-    **{"a.vtu": formats.VTU.encode(), "a.vtk": formats.LEGACY.encode(), "binary.vtk": legacy()},
-    **{"a.mha": formats.mha(), "packed.mha": formats.mha(packed=True)},
-    **{"a.nrrd": formats.nrrd(), "packed.nrrd": formats.nrrd(encoding="gzip")},
+    **{f"{coding}.vtp": vtk.vtp(coding) for coding in ("ascii", "binary", "appended raw")},
+    **{f"packed {coding}.vtp": vtk.vtp(coding, True) for coding in ("binary", "appended raw")},
+    **{"a.vtu": vtk.VTU.encode(), "a.vtk": vtk.LEGACY.encode(), "binary.vtk": legacy()},
+    **{"a.mha": masks.mha(), "packed.mha": masks.mha(packed=True)},
+    **{"a.nrrd": masks.nrrd(), "packed.nrrd": masks.nrrd(encoding="gzip")},
     **{f"{kind}.ply": ply(kind) for kind in ("ascii", "binary_little_endian", "binary_big_endian")},
     **{f"points of {kind}.ply": ply(kind, False) for kind in ("ascii", "binary_little_endian")},
     **{f"{data}.pcd": pcd(data) for data in ("ascii", "binary", "binary_compressed")},

@@ -6,8 +6,9 @@ one column, so that an empty one is refused and never takes its neighbour's plac
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,20 @@ def read_labels(file: Path, count: int, unit: tuple[str, str] = ("point", "point
     if len(lines) != count:
         raise ZooError(f"{file}: {len(lines)} labels for a cloud of {count} {unit[1]}; give one label per {unit[0]}")
     return whole(file, read_table(file, lines, range(1, count + 1), 1)[:, 0])
+
+
+def read_records(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file below the names of its columns, with their numbers; each has a value for every column."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            rows = csv.reader(stream, strict=True)
+            names = [name.strip() for name in next(rows, [])]
+            if len(set(names)) < len(names):
+                raise ZooError(f"{file}: row 1: a column's name occurs twice; give each a name of its own")
+            for row in rows:
+                if row and len(row) != len(names):
+                    raise ZooError(f"{file}: row {rows.line_num}: {len(row)} columns of {len(names)}; mend the row")
+                if row:
+                    yield rows.line_num, dict(zip(names, row, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ZooError(f"{file}: no table in UTF-8 ({error}); write it anew") from error

@@ -60,7 +60,8 @@ class Volume(NamedTuple):
 
 def read_volume(file: Path) -> Volume:
     """A volume by its file's suffix; `ZooError` where it is none."""
-    return {".nrrd": _nrrd, ".mha": _mha}.get(file.suffix.lower(), _nifti)(file)
+    with np.errstate(invalid="ignore", over="ignore"):  # an affine that is none is refused by who uses it
+        return {".nrrd": _nrrd, ".mha": _mha}.get(file.suffix.lower(), _nifti)(file)
 
 
 def _nifti(file: Path) -> Volume:

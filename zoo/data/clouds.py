@@ -40,6 +40,8 @@ class PointClouds(Dataset):
     content: ClassVar[dict[str, str]] = {}
     #: labels in files of labels, in the order of the class names; None: those that are found
     label_values: ClassVar[tuple[int, ...] | None] = None
+    #: suffixes of the files that `read` understands, for predicting on a folder
+    reads: ClassVar[tuple[str, ...]] = tuple(READERS)
     #: files beside the clouds that are none, though their suffix might be one's
     tables: ClassVar[tuple[str, ...]] = ()
 
@@ -241,7 +243,7 @@ class PointClouds(Dataset):
         spec, folder = Spec.load(prep), source if source.is_dir() else source.parent
         files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if self._is_cloud(p, source))
         if not files:
-            raise ZooError(f"{source}: holds no file of {', '.join(READERS)}; check the path")
+            raise ZooError(f"{source}: holds no file of {', '.join(self.reads)}; check the path")
         names = spec.outputs.classes
         reader = copy(self)
         reader.folder = folder
@@ -290,7 +292,7 @@ class PointClouds(Dataset):
 
     def _is_cloud(self, file: Path, folder: Path) -> bool:
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        return suffix(file) in READERS and not hidden and file.name not in self.tables
+        return suffix(file) in self.reads and not hidden and file.name not in self.tables
 
 
 def _class_of(file: Path, names: tuple[str, ...]) -> int:
