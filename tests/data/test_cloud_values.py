@@ -390,8 +390,10 @@ def test_labelled_meshes_are_segmentations(tmp_path):
     data = create_dataset("cloud-folder", root=tmp_path, task="segmentation", points=50, surface_points=300)
     assert data.prepare().outputs.classes == ("0", "1")
     assert min(data.check()["points_per_class"].values()) > 12 * 300 / 8
-    with_features = create_dataset("cloud-folder", root=tmp_path, task="segmentation", features=True, surface_points=9)
-    assert with_features.prepare().inputs.tensors["features"].shape == (4096, 1)
+    with_features = create_dataset(
+        "cloud-folder", root=tmp_path, task="segmentation", features=True, points=9, surface_points=9
+    )
+    assert with_features.prepare().inputs.tensors["features"].shape == (9, 1)
     (tmp_path / "p0.seg").write_text("1\n" * 300)
     with pytest.raises(ZooError, match="p0.seg: 300 labels for a cloud of 9 vertices; give one label per vertex"):
         create_dataset("cloud-folder", root=tmp_path, task="segmentation", surface_points=300).prepare()
@@ -457,3 +459,13 @@ def test_nan_points_are_refused_or_dropped_and_counted(tmp_path):
     mesh = ply([], "nan 0 0\n0 0 0\n1 0 0\n3 0 1 2\n", after=FACE.format(n=1, kind="uchar", entry="int"))
     with pytest.raises(ZooError, match="point 1: coordinates nan 0 0"):
         read(tmp_path, mesh, "m.ply", nan_points="drop")
+
+
+def test_organised_clouds_of_a_depth_camera(tmp_path):
+    """A PCD of rows and columns has NaN where the camera saw nothing."""
+    head = "FIELDS x y z label\nSIZE 4 4 4 1\nTYPE F F F U\nCOUNT 1 1 1 1\nWIDTH 2\nHEIGHT 2\nPOINTS 4\nDATA ascii\n"
+    content = head + "0 0 1 3\nnan nan nan 0\n1 0 1 4\n0 1 1 255\n"
+    with pytest.raises(ZooError, match="point 2: coordinates nan nan nan"):
+        read(tmp_path, content, "a.pcd")
+    cloud = read(tmp_path, content, "a.pcd", nan_points="drop")
+    assert cloud.label.tolist() == [3, 4, 255] and cloud.counts == {"nan_points_dropped": 1}
