@@ -272,6 +272,17 @@ def test_the_last_output_alone_reads_nothing_of_padding():
     assert all(grad.isfinite().all() for grad in grads)
 
 
+@pytest.mark.parametrize("inner", ["reader", "ssd"])
+def test_the_phases_alone_freeze_the_state_at_padding(inner):
+    """As in a pass: no step that is not valid lets time pass, whatever extra decay it has."""
+    mixer, x = seeded(INNER[inner]), rand(3, 6, DIM)
+    ctx, state = replace(laws.everything(mixer, 3, 6), lengths=torch.tensor([6, 2, 4])), laws.started(mixer, 3)
+    full, parts = mixer(x, ctx, state, laws.STATE), mixer.project(x, ctx, state)
+    mixed, final = mixer.scan(parts, ctx, state)
+    close({"ssm": final, "conv": parts.conv}, full.state)
+    close(mixer.finish(mixed, parts), full.y)
+
+
 @pytest.mark.parametrize("inner", [name for name in INNER if name != "short_conv"])
 def test_all_sequences_finished_leave_the_state_as_it_is(inner):
     mixer = seeded(INNER[inner])
@@ -292,6 +303,23 @@ def test_finished_sequences_by_lengths_as_by_a_mask(inner):
     assert not one.y[1].any() and torch.equal(one.y[[0, 2]], mixer.step(x, None, state).y[[0, 2]])
     for name in state:
         assert torch.equal(one.state[name], two.state[name])
+
+
+@inner_mixers
+def test_a_finished_sequence_has_no_gradient(inner):
+    """Whatever it holds: to the weights comes that of the others, to its state that of its state handed on."""
+    mixer, x, lengths = seeded(INNER[inner]), rand(3, DIM), torch.tensor([1, 0, 1])
+    state = mixer(rand(3, 5, DIM), want=laws.STATE).state
+    floats = {name: tensor.detach().requires_grad_() for name, tensor in state.items() if tensor.is_floating_point()}
+    ctx = laws.everything(mixer, 3, 1)
+    ctx = laws._wild_context(ctx, lengths.bool()[:, None])
+    out = mixer.step(torch.where(lengths.bool()[:, None], x, torch.nan), replace(ctx, lengths=lengths), state | floats)
+    loss = out.y.square().sum() + sum(out.state[name].sum() for name in floats)
+    given = [*floats.values(), *mixer.parameters()]
+    grads = torch.autograd.grad(loss, given, allow_unused=True, materialize_grads=True)
+    assert all(grad.isfinite().all() for grad in grads)
+    for grad in grads[: len(floats)]:
+        assert torch.equal(grad[1], torch.ones_like(grad[1]))
 
 
 @inner_mixers
