@@ -32,7 +32,19 @@ class NextItem(Task):
     rows = "next_item"
     kinds = ("log",)
     operational = ("loss_chunk",)
-    predict_options = {"top": {"default": 10, "least": 1, "help": "items per user"}}
+    predict_options = {
+        "top": {"default": 10, "least": 1, "help": "items per user"},
+        "hide_seen": {
+            "default": None,
+            "choices": (True, False),
+            "help": "leave out the items of the user's history, or not; default as in the evaluation of the run",
+        },
+        "fallback": {
+            "default": "none",
+            "choices": ("none", "popularity"),
+            "help": "what users get of whose items none is known: nothing, or the most popular items of training",
+        },
+    }
     sample_train = {"epochs": 12, "batch_size": 64, "lr": 0.003, "patience": None, "max_steps": None}
 
     def __init__(
@@ -161,8 +173,17 @@ class NextItem(Task):
             rows.append(floor.outputs_to_rows(floor.outputs(batch), batch))
         return with_ids(part, {name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
 
+    def asks(self, hide_seen: bool | None = None, **options) -> set[str]:
+        """Whole histories, where they are hidden."""
+        return {"history"} if (self.mask_history if hide_seen is None else hide_seen) else set()
+
     def predictions(
-        self, outputs: Tensor, batch: dict[str, Tensor], top: int = 10, hide_seen: bool | None = None
+        self,
+        outputs: Tensor,
+        batch: dict[str, Tensor],
+        top: int = 10,
+        hide_seen: bool | None = None,
+        fallback: str = "none",
     ) -> dict[str, np.ma.MaskedArray]:
         """The `top` best items per user with their scores, (B, top) each; masked where fewer candidates are left.
 
@@ -177,10 +198,12 @@ class NextItem(Task):
             "score": np.ma.masked_array(value, none),
         }
 
-    def without_inputs(self, top: int = 10) -> dict[str, np.ndarray]:
-        """The `top` most popular items of training and how often each occurs there, for a user nothing is known of."""
-        if not self.spec.inputs.counts:
-            raise ZooError("the run does not know how often items occur in training; train it anew for this fallback")
+    def without_inputs(self, top: int = 10, fallback: str = "none", **options) -> dict[str, np.ndarray]:
+        """With the fallback "popularity" the `top` most frequent items of training and their counts, else nothing."""
         counts = np.array(self.spec.inputs.counts)
-        best = np.argsort(-counts, kind="stable")[: min(top, int((counts > 0).sum()))]
-        return {"item": np.array(self.spec.inputs.vocabulary)[best], "score": counts[best].astype(np.float32)}
+        if fallback == "popularity" and not len(counts):
+            raise ZooError("the run does not know how often items occur in training; train it anew for this fallback")
+        some = min(top, int((counts > 0).sum())) if fallback == "popularity" else 0
+        best = np.argsort(-counts, kind="stable")[:some]
+        names = np.array(self.spec.inputs.vocabulary, dtype=object)
+        return {"item": names[best], "score": counts[best].astype(np.float32)}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from statezoo.zoo import metrics
 from statezoo.zoo.api import create_dataset
+from statezoo.zoo.backbones.baselines.popularity import Popularity
 from statezoo.zoo.data.logs import hash_user
 from statezoo.zoo.data.spec import Inputs, Outputs, Spec
 from statezoo.zoo.errors import ZooError
@@ -79,10 +80,19 @@ def test_fewer_items_are_recommended_where_fewer_are_left():
     assert shown["item"].tolist() == [["a", "b", "c"]] * 2
 
 
-def test_without_any_history_the_most_popular_items_are_named():
-    answer = task([2, 0, 7, 2]).without_inputs(top=9)
+def test_without_any_history_the_most_popular_items_are_named_on_request():
+    answer = task([2, 0, 7, 2]).without_inputs(top=9, fallback="popularity")
     assert answer["item"].tolist() == ["c", "a", "d"] and answer["score"].tolist() == [7, 2, 2]
-    assert task([2, 0, 7, 2]).without_inputs(top=1)["item"].tolist() == ["c"]
+    assert task([2, 0, 7, 2]).without_inputs(top=1, fallback="popularity")["item"].tolist() == ["c"]
+    assert not len(task([2, 0, 7, 2]).without_inputs(top=9)["item"])
+    with pytest.raises(ZooError, match="does not know how often items occur"):
+        task([]).without_inputs(fallback="popularity")
+
+
+def test_whole_histories_are_asked_for_where_they_are_hidden():
+    plain, masked = task([1] * 4), task([1] * 4, mask_history=True)
+    assert (plain.asks(), masked.asks()) == (set(), {"history"})
+    assert (plain.asks(hide_seen=True, top=3), masked.asks(hide_seen=False)) == ({"history"}, set())
 
 
 def write_log(folder, rows):
@@ -96,7 +106,7 @@ def test_targets_alone_do_not_make_an_item_known(tmp_path):
     for split in ("leave-two-out", "global-time"):
         data = create_dataset("log", root=tmp_path, k_core=2, split=split)
         spec = data.prepare()
-        made = find("task", "next_item").load()(Echo(), spec, topk=(1, 5))
+        made = find("task", "next_item").load()(Popularity.from_spec(spec), spec, topk=(1, 5))
         made.accept(data)
         part = data.part("test")
         batch = {name: torch.from_numpy(array) for name, array in part.batch(np.arange(len(part))).items()}

@@ -460,6 +460,7 @@ def test_predicting_reads_a_log_as_evaluation_did(tmp_path_factory, rows, config
     write_rows(folder / "log.csv", rows)
     config |= {"duplicates": "drop", "quantiles": QUANTILES}
     data = create_dataset("log", root=folder, **config)
+    data.asked.add("history")
     try:
         spec = data.prepare()
     except ZooError:
@@ -475,7 +476,7 @@ def test_predicting_reads_a_log_as_evaluation_did(tmp_path_factory, rows, config
     (folder / "new").mkdir()
     write_rows(folder / "new" / "log.csv", cut)
     spec.save(folder / "prep")
-    part = create_dataset("log", root=folder, **config).inference(folder / "new" / "log.csv", folder / "prep")
+    part = data.inference(folder / "new" / "log.csv", folder / "prep")
     assert not part.unserved
     place = {hash_user(user): n for n, user in enumerate(part.ids)}
     order = [place[user] for user in evaluated.ids]

@@ -107,6 +107,8 @@ class Dataset:
         self.is_sample = False
         self.folder = Path(root).expanduser() if root else below(data_root(), self.domain, self.name)
         self.counts: dict[str, int] = {}
+        #: further tensors that a task wants in the batches of evaluation, such as whole histories
+        self.asked: set[str] = set()
         self._prepared: tuple[Spec, dict[str, Part]] | None = None
 
     @property

@@ -9,6 +9,7 @@ position alone, as the papers do and as non-causal models need.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -81,10 +82,18 @@ class TrainWindows(Part):
 
 
 class EvalUsers(Part):
-    """One target per user with the history before it: the last `max_len` events, and all of it for masking."""
+    """One target per user with the history before it: the last `max_len` events, and all of it where `asked` for."""
 
-    def __init__(self, log: dict[str, np.ndarray], part: str, max_len: int, users: list[str]):
-        self.item, self.time, self.max_len = log["item"], log["time"], max_len
+    def __init__(
+        self,
+        log: dict[str, np.ndarray],
+        part: str,
+        max_len: int,
+        users: list[str],
+        asked: Collection[str] = ("history",),
+    ):
+        """`asked`: "history" among it adds whole histories, as wide as the longest of a batch."""
+        self.item, self.time, self.max_len, self.asked = log["item"], log["time"], max_len, asked
         user = log[f"{part}_user"]
         self.begin, self.end, self.target = log["start"][user], log[f"{part}_end"], log[f"{part}_item"]
         self.arrays = {}
@@ -92,19 +101,20 @@ class EvalUsers(Part):
         self.groups = self.ids
 
     def batch(self, index: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """items, times (B, max_len), length (B,), target (B,) (0: unknown to training), history (B, longest)."""
+        """items, times (B, max_len), length (B,), target (B,), 0: unknown to training; history (B, longest)."""
         index = np.asarray(index, np.int64)
         begin, end = self.begin[index], self.end[index]
         places, valid = _places(
             np.maximum(begin, end - self.max_len), np.minimum(end - begin, self.max_len), self.max_len
         )
-        past, known = _places(begin, end - begin, int((end - begin).max()))
         batch = {
             "items": np.where(valid, self.item[places], 0).astype(np.int64),
             "times": np.where(valid, self.time[places], 0),
             "length": np.minimum(end - begin, self.max_len),
-            "history": np.where(known, self.item[past], 0).astype(np.int64),
         }
+        if "history" in self.asked:  # a batch with one user of a million events takes gigabytes
+            past, known = _places(begin, end - begin, int((end - begin).max()))
+            batch["history"] = np.where(known, self.item[past], 0).astype(np.int64)
         return batch if self.target is None else batch | {"target": self.target[index].astype(np.int64)}
 
 
@@ -193,7 +203,7 @@ class LogDataset(Dataset):
         assert_no_leak(self.split, log.arrays, log.counts)
         parts: dict[str, Part] = {"train": TrainWindows(log.arrays, self.max_len, self.windows)}
         for name in ("valid", "test"):
-            parts[name] = EvalUsers(log.arrays, name, self.max_len, log.users)
+            parts[name] = EvalUsers(log.arrays, name, self.max_len, log.users, self.asked)
         tensors = {
             "items": Tensor((self.max_len,), "int64"),
             "times": Tensor((self.max_len,), "int64"),
@@ -299,8 +309,6 @@ class LogDataset(Dataset):
         known = np.flatnonzero(code)
         order = known[np.lexsort((raw.time[known], raw.user[known]))]
         user, start = np.unique(raw.user[order], return_index=True)
-        if not len(user):
-            raise ZooError(f"{source}: none of its {len(raw.items)} items is known to the model; check data.item")
         start = np.append(start, len(order)).astype(np.int64)
         arrays = {
             "item": code[order],
@@ -310,7 +318,7 @@ class LogDataset(Dataset):
             "predict_end": start[1:],
             "predict_item": np.zeros(len(user), np.int32),
         }
-        part = EvalUsers(arrays, "predict", self.max_len, [raw.users[u] for u in user])
+        part = EvalUsers(arrays, "predict", self.max_len, [raw.users[u] for u in user], self.asked)
         part.ids = np.array([raw.users[u] for u in user])
         part.target = None
         unknown_users = np.setdiff1d(np.arange(len(raw.users)), user)

@@ -30,6 +30,7 @@ from . import head
 from .evaluate import collect
 from .rows import load_rows
 from .run import Session, build, make_dataset, quiet_lightning
+from .task import Task
 
 
 def open_run(run: Path, prepared: bool = True, *, trust_code: bool = False) -> Session:
@@ -157,8 +158,12 @@ class Run:
             raise ZooError(f"{told('out')} {out}: holds files already; give a new folder")
         with quiet_lightning(), self.recipe.trusted(), tempfile.TemporaryDirectory() as folder:
             reader, source = self._reader(source, data, Path(folder))
+            reader.asked |= task.asks(**options)
             part = reader.inference(source, self.folder / "prep")
-            given = part.batch(np.arange(1))
+            if not len(part) and (features or not _answer(task, part, options)):
+                why = next(iter((part.unserved or {"": "it holds none"}).values()))
+                raise ZooError(f"{source}: no sample can be predicted for ({why}); check how the file is read")
+            given = part.batch(np.arange(1)) if len(part) else task.model.inputs
             missing = [name for name in task.model.inputs if name not in given]
             if missing:
                 raise ZooError(
@@ -235,21 +240,36 @@ def _batches(s: Session, part: Part):
         yield from s.datamodule().eval_dataloader(part)
 
 
-def _predictions(s: Session, part: Part, options: dict) -> dict[str, np.ndarray]:
+def _predictions(s: Session, part: Part, options: dict) -> pd.DataFrame:
+    """A table of predictions, one line each; of several per sample the best first, as `rank`.
+
+    Samples that the part does not serve come last with the `reason`, and with what the task answers without inputs.
+    """
     if not hasattr(s.task, "predictions"):
         raise ZooError(f"the task {s.task.rows} writes no predictions for files yet; use `zoo eval`")
     found = [s.task.predictions(s.task.outputs(batch), batch, **options) for batch in _batches(s, part)]
-    columns = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-    width = next(iter(columns.values())).shape[1:]
-    if not width:
-        return {"id": part.ids, **columns}
-    # several predictions per sample: one line each, best first
-    rank = np.tile(np.arange(1, width[0] + 1), len(part))
-    return {
-        "id": np.repeat(part.ids, width[0]),
-        "rank": rank,
-        **{name: column.reshape(-1) for name, column in columns.items()},
-    }
+    columns = {name: np.ma.concatenate([one[name] for one in found]) for name in found[0]} if found else {}
+    if all(column.ndim == 1 for column in columns.values()) and found:
+        return pd.DataFrame({"id": part.ids, **{name: column.data for name, column in columns.items()}})
+    mask = next((np.ma.getmaskarray(column) for column in columns.values()), np.zeros((0, 0), bool))
+    sample, place = np.nonzero(~mask)  # masked: there were fewer
+    flat = {name: column.data[~mask] for name, column in columns.items()}
+    table = pd.DataFrame({"id": part.ids[sample], "rank": place + 1, **flat})
+    if part.unserved is None:
+        return table
+    table = table.assign(rank=table["rank"].astype("Int64"), reason="")
+    if not part.unserved:
+        return table
+    answer = _answer(s.task, part, options) or {"rank": pd.array([None], "Int64")}
+    lines = [pd.DataFrame({"id": name, **answer, "reason": reason}) for name, reason in part.unserved.items()]
+    return pd.concat([table, *lines], ignore_index=True)
+
+
+def _answer(task: Task, part: Part, options: dict) -> dict:
+    """Columns, `rank` first, of what the task answers without inputs where samples are left out; {}: nothing."""
+    answer = task.without_inputs(**options) if part.unserved else {}
+    size = len(next(iter(answer.values()), ()))
+    return {"rank": pd.array(np.arange(1, size + 1), "Int64"), **answer} if size else {}
 
 
 def _features(s: Session, part: Part) -> dict[str, np.ndarray]:

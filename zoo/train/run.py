@@ -103,6 +103,7 @@ def build(recipe: Recipe, dataset, spec: Spec) -> Session:
     seed_all(recipe.seed, "weights")
     model = model_class.from_spec(spec, **recipe.arguments("model"))
     task = task_class(model, spec, **recipe.arguments("task"))
+    dataset.asked |= task.asks()
     task.accept(dataset)
     return Session(recipe, dataset, spec, task, TrainConfig(**recipe.arguments("train")), recipe.seed)
 

@@ -72,6 +72,14 @@ class Task(L.LightningModule):
             name: list(value) if isinstance(value, tuple) else value for name, value in self.metric_options().items()
         }
 
+    def asks(self, **options) -> set[str]:
+        """Tensors that evaluating, or predicting under `options`, needs in the batches beyond the model's inputs."""
+        return set()
+
+    def without_inputs(self, **options) -> dict[str, np.ndarray]:
+        """The columns of `predictions` for a sample of which nothing can be used, best first; none by default."""
+        raise ZooError(f"the task {self.rows} answers nothing without inputs; leave the fallback out")
+
     def accept(self, dataset: Dataset) -> None:
         """Refuse, in one line, a model and data that do not go together under this task."""
 
