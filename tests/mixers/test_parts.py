@@ -163,7 +163,10 @@ def test_a_matrix_that_would_be_wrong_is_refused(change):
         mixer.materialize(example(2, 9))
 
 
-@every
+FAST = ("s6", "short_conv")
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in OPTIONS])
 def test_compiled_with_wrapped_parts(name):
     mixer, x = build(name), example(2, 9)
     for part in [n for n in laws.parts_of(mixer) if "." not in n]:

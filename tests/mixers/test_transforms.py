@@ -204,6 +204,21 @@ def test_a_compiled_mixer_may_be_checkpointed(case, context):
     close([x.grad, *(p.grad for p in mixer.parameters())], wanted)
 
 
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+@pytest.mark.parametrize(
+    "case", ["s6", *(pytest.param(c, marks=pytest.mark.slow) for c in ("mlstm-chunks-rope", "slstm"))]
+)
+def test_transforms_may_be_compiled(case, transform):
+    mixer, x, v = build(case), example(), example(seed=4)
+    run = {
+        "grad": grad(lambda x: loss_of(mixer(x).y)),
+        "vmap": vmap(lambda x: mixer(x[None]).y[0]),
+        "jvp": lambda x: jvp(lambda x: mixer(x).y, (x,), (v,))[1],
+    }[transform]
+    torch._dynamo.reset()
+    close([torch.compile(run, backend="aot_eager")(x)], [run(x)])
+
+
 def test_what_is_wrong_is_still_refused_where_it_can_be_read():
     mixer, x = build("s6"), example()
     with pytest.raises(ValueError, match="ctx.lengths: expected 1 to 7"):

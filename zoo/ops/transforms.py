@@ -25,12 +25,12 @@ class NoSecondDerivative(BadArgument, RuntimeError):
 
 def within_func() -> bool:
     """Whether a transform of `torch.func` is at work."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active()
 
 
 def within_forward_mode() -> bool:
     """Whether tangents may be carried along."""
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    return forward_ad._current_level >= 0
 
 
 def keeps_for_backward(*tensors: Tensor | None) -> bool:
@@ -63,7 +63,11 @@ def differentiable(op, setup: Callable, gradients: Callable) -> Callable:
             found = tuple(torch.stack(parts) for parts in zip(*slices, strict=True))
             return found, (0,) * len(found)
 
-    return lambda *args: Function.apply(*args) if within_func() else op(*args)
+    def run(*args):
+        # a traced program holds the op: its transforms are taken apart by the compiler
+        return Function.apply(*args) if within_func() and not torch.compiler.is_compiling() else op(*args)
+
+    return run
 
 
 def differentiable_once(op, name: str) -> Callable:
