@@ -10,6 +10,7 @@ from statezoo.zoo.mixers.base import Mixer, Out, SeqContext
 from statezoo.zoo.mixers.s6 import S6
 from statezoo.zoo.mixers.short_conv import ShortConv
 from statezoo.zoo.mixers.wrappers import Bidirectional, MultiPath
+from statezoo.zoo.nn.rope import rotate
 from torch import nn
 
 DIM = 4
@@ -62,6 +63,20 @@ def test_a_mixer_that_uses_every_field_keeps_the_laws():
     assert Reader.uses == set(laws.everything(seeded(INNER["reader"]), 1, 1).given()) | {"segments", "kept"}
     for law in ("step", "split", "matrix", "packed", "padding", "both_ways", "path", "causal", "pruned"):
         laws.LAWS[law](functools.partial(seeded, INNER["reader"]))
+
+
+@pytest.mark.parametrize("name", ["mlstm", "attention"])
+def test_positions_turn_queries_and_keys(name):
+    """Those that are given; by default the number of steps before."""
+    turned = seeded(lambda: create_mixer({"name": name, "heads": 2, "rope": 50.0}, DIM))
+    plain = seeded(lambda: create_mixer({"name": name, "heads": 2}, DIM))
+    x, places = rand(2, 5, DIM), 9 * rand(2, 5, seed=4)
+    wanted = plain.project(x, SeqContext())
+    for positions, ctx in ((places, SeqContext(positions=places)), (torch.arange(5.0).expand(2, -1), SeqContext())):
+        parts = turned.project(x, ctx)
+        close(parts.q, rotate(wanted.q, positions, 50.0))
+        close(parts.k, rotate(wanted.k, positions, 50.0))
+    assert not torch.allclose(turned(x, SeqContext(positions=places)).y, turned(x).y)
 
 
 # both directions --------------------------------------------------------------------------------------------------
@@ -239,7 +254,7 @@ class Pooled(Mixer):
 
     def mix(self, x, ctx, state, want):
         valid = torch.ones(x.shape[:2], dtype=torch.bool) if ctx.lengths is None else ctx.valid(x.shape[1])
-        return Out(x, aux={"sum": (x * valid[..., None]).sum(1), "twice": 2 * x})
+        return Out(x, aux={"sum": (x * valid[..., None]).sum(1), "twice": 2 * x + 1})
 
 
 @pytest.mark.parametrize("steps", [5, DIM])
@@ -255,7 +270,7 @@ def test_aux_of_a_sequence_is_left_as_it_is(steps):
         out = Pooled(DIM)(x, ctx, want=frozenset({"sum", "twice"}))
         only = torch.where(valid[..., None], x, 0)
         close(out.aux["sum"], only.sum(1))
-        close(out.aux["twice"], 2 * only)
+        close(out.aux["twice"], torch.where(valid[..., None], 2 * x + 1, 0))
 
 
 def test_the_last_output_alone_reads_nothing_of_padding():
@@ -283,9 +298,10 @@ def test_the_phases_alone_freeze_the_state_at_padding(inner):
     close(mixer.finish(mixed, parts), full.y)
 
 
-@pytest.mark.parametrize("inner", [name for name in INNER if name != "short_conv"])
+@pytest.mark.parametrize("inner", [*INNER, "cache"])
 def test_all_sequences_finished_leave_the_state_as_it_is(inner):
-    mixer = seeded(INNER[inner])
+    """A cache without a window does not grow either."""
+    mixer = seeded(INNER.get(inner, lambda: create_mixer("attention", DIM)))
     state = mixer(rand(3, 5, DIM), want=laws.STATE).state
     for ctx in (SeqContext(mask=torch.zeros(3, 1, dtype=torch.bool)), SeqContext(lengths=torch.zeros(3).long())):
         out = mixer.step(torch.full((3, DIM), torch.nan, dtype=torch.float64), ctx, state)

@@ -153,6 +153,12 @@ def split(make: Make) -> None:
     equal(torch.cat([first.y, second.y], 1), full.y, "split with every field")
     equal(second.state, full.state, "split with every field")
     equal({name: torch.cat([first.aux[name], second.aux[name]], 1) for name in full.aux}, full.aux, "aux, split")
+    places = [0, *range(2, 11)]  # the first part ends in padding
+    full = m(x[:1, places], section(ctx, 0, places), want=STATE)
+    first = m(x[:1, :2], replace(section(ctx, 0, slice(2)), lengths=torch.tensor([1])), want=STATE)
+    second = m(x[:1, 2:], section(ctx, 0, slice(2, None)), first.state, STATE)
+    equal(torch.cat([first.y[:, :1], second.y], 1), full.y, "split behind padding")
+    equal(recurrent(second.state), recurrent(full.state), "split behind padding")
 
 
 def matrix(make: Make) -> None:
