@@ -60,7 +60,7 @@ def _saved_spec(recipe: Recipe, run: Path) -> Spec:
     """What the run's `prep/` says, where its recipe asks for data of the same sizes."""
     spec = Spec.load(run / "prep")
     for name, size in spec.sizes.items():
-        if recipe.data.get(name, size) != size:
+        if recipe.data.get(name) not in (None, size):
             raise ZooError(
                 f"{run / 'recipe.yaml'}: data.{name} is {recipe.data[name]}, and {size} in prep/spec.json; restore both"
             )
