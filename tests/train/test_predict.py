@@ -28,6 +28,8 @@ def test_new_users_are_served_and_unknown_items_said(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "2 events of unknown items left out" in printed and "2 samples" in printed
     table = pd.read_csv(tmp_path / "top.csv", dtype={"item": str})
+    assert table["id"].tolist()[-1] == "cat" and "no item of this user is known" in table["reason"].tolist()[-1]
+    table = table[table["id"] != "cat"]
     assert table.groupby("id")["rank"].apply(list).to_dict() == {name: list(range(1, 21)) for name in ("ann", "ben")}
     assert set(table["item"]) <= set(names)
     model = load(tmp_path / "run").eval()
