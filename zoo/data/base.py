@@ -12,6 +12,7 @@ import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -44,8 +45,8 @@ class Part:
 
     #: whether `batch` draws anything: where it does not, no seeds are made for it
     augments = True
-    #: of a file to predict for: ids that no prediction can be made for, with the reason; None: there never are any
-    unserved: Mapping[str, str] | None = None
+    #: of a file to predict for: ids that no prediction can be made for, with the reason
+    unserved: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, arrays: Mapping[str, np.ndarray], ids: Sequence[str], groups: Sequence | None = None):
         self.arrays = dict(arrays)

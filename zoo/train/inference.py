@@ -255,11 +255,9 @@ def _predictions(s: Session, part: Part, options: dict) -> pd.DataFrame:
     sample, place = np.nonzero(~mask)  # masked: there were fewer
     flat = {name: column.data[~mask] for name, column in columns.items()}
     table = pd.DataFrame({"id": part.ids[sample], "rank": place + 1, **flat})
-    if part.unserved is None:
-        return table
-    table = table.assign(rank=table["rank"].astype("Int64"), reason="")
     if not part.unserved:
         return table
+    table = table.assign(rank=table["rank"].astype("Int64"), reason="")
     answer = _answer(s.task, part, options) or {"rank": pd.array([None], "Int64")}
     lines = [pd.DataFrame({"id": name, **answer, "reason": reason}) for name, reason in part.unserved.items()]
     return pd.concat([table, *lines], ignore_index=True)
