@@ -1,5 +1,6 @@
 """Runs, records and recipes that were made to do harm: one line that names file, fault and remedy; nothing written."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from statezoo.zoo.data.cache import cached
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import hash_file, read_json, write_json
 from statezoo.zoo.recipe import load
+from statezoo.zoo.train import state
 from statezoo.zoo.train.inference import open_run
 from statezoo.zoo.train.rows import load_rows
 from statezoo.zoo.train.run import train
@@ -190,7 +192,7 @@ HEADS = {
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 def test_heads(log_run, head):
     write_json(log_run / "data.json", head)
-    refused(open_run, log_run, prepared=False, names=log_run / "data.json")
+    refused(open_run, log_run, names=log_run / "data.json")
     (log_run / "record.json").unlink()
     refused(train, "sasrec/ml-100k", sample=True, resume=str(log_run), names=log_run / "data.json")
 
@@ -266,6 +268,8 @@ def test_states_that_run_code_or_unpack_without_end(log_run, tmp_path, monkeypat
         return refused(train, "sasrec/ml-100k", sample=True, resume=str(log_run), quiet=True, names=path)
 
     torch.save(good | {"more": Evil()}, path)
+    assert "damaged" in resumed()
+    state._seal(path)
     resumed()
     torch.save(good, path)
     with zipfile.ZipFile(path) as archive:
@@ -273,8 +277,10 @@ def test_states_that_run_code_or_unpack_without_end(log_run, tmp_path, monkeypat
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in entries.items():
             archive.writestr(name, data)
+    state._seal(path)
     assert "compressed" in resumed()
-    path.write_bytes(b"\x80\x02c__builtin__\nopen\n(X\x04\x00\x00\x00evilX\x01\x00\x00\x00wtR.")
+    evil = b"\x80\x02c__builtin__\nopen\n(X\x04\x00\x00\x00evilX\x01\x00\x00\x00wtR."
+    path.write_bytes(evil + hashlib.sha256(evil).hexdigest().encode())
     resumed()
     assert not (tmp_path / "evil").exists()
 
@@ -502,7 +508,7 @@ def test_cache_entries_have_names(tmp_path):
         refused(cached, name, {"a": 1}, lambda: ({"x": np.zeros(3)}, {}))
 
 
-def test_a_cache_entry_that_is_not_whole_is_named(tmp_path, monkeypatch):
+def test_a_cache_entry_that_is_not_whole_is_made_anew(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STATEZOO_CACHE", str(tmp_path))
 
     def entry():
@@ -510,9 +516,9 @@ def test_a_cache_entry_that_is_not_whole_is_named(tmp_path, monkeypatch):
 
     entry()
     (folder,) = (path for path in (tmp_path / "set").iterdir() if path.is_dir())
-    for name, data in (("x.npy", npy(header((1 << 37,)), bytes(8))), ("facts.json", b'{"n": 2}'), ("sums.json", b"[]")):
-        good = (folder / name).read_bytes()
+    broken = {"x.npy": npy(header((1 << 37,)), bytes(8)), "facts.json": b'{"n": 2}', "contents.json": b"[]"}
+    for name, data in broken.items():
         (folder / name).write_bytes(data)
-        assert "delete it" in refused(entry)
-        (folder / name).write_bytes(good)
-    assert entry()[1] == {"n": 1}
+        arrays, facts = entry()
+        assert arrays["x"].tolist() == [0, 0, 0] and facts == {"n": 1}
+        assert f"{folder}: " in capsys.readouterr().err

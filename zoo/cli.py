@@ -205,7 +205,7 @@ def _add_task_options(verb: argparse.ArgumentParser, arguments: list[str]) -> No
     from .registry import entries
 
     runs = [Path(word) / "recipe.yaml" for word in arguments]
-    tasks = [*entries("task").values(), *(named(str(run))["task"] for run in runs if run.is_file())]
+    tasks = [*(named(str(run))["task"] for run in runs if run.is_file()), *entries("task").values()]
     for task in dict.fromkeys(tasks):
         for name, option in stated(task, "predict_options", {}).items():
             if _flag(name) in verb._option_string_actions:

@@ -88,8 +88,9 @@ class Log(LogDataset):
     def source_files(self) -> tuple[str, ...]:
         """The log file, or the parts in its folder."""
         place = self.log_file()
-        found = parts(place) if place.is_dir() else [place]
-        return tuple(file.relative_to(self.folder).as_posix() for file in found)
+        if not place.is_dir():
+            return (self.file,)
+        return tuple((Path(self.file) / file.relative_to(place)).as_posix() for file in parts(place))
 
     def log_file(self) -> Path:
         """The log file, or its folder of parts."""

@@ -256,7 +256,7 @@ def test_options_of_a_task_from_anywhere_are_flags(new, tmp_path, capsys):
     assert main(["train", f"popularity/{file}", *words]) == 0
 
     def asked(*flags):
-        return set(predicted(tmp_path, run, new, *flags)["asked"])
+        return set(predicted(tmp_path, run, new, "--trust-code", *flags)["asked"])
 
     assert asked() == {"10 None none"}
     assert asked("--hide-seen", "--top", "2") == {"2 True none"}
@@ -265,7 +265,10 @@ def test_options_of_a_task_from_anywhere_are_flags(new, tmp_path, capsys):
     assert "argument --padding: invalid choice: 'ones'" in told(capsys, run, new, "--padding", "ones")
     assert main(["predict", str(run), "--help"]) == 0
     assert "leave out what users had (default: as in training)" in " ".join(capsys.readouterr().out.split())
-    opened = statezoo.open_run(run)
+    assert "is code from outside the zoo" in told(capsys, run, new)
+    with pytest.raises(ZooError, match="is code from outside the zoo .* trust_code=True"):
+        statezoo.open_run(run)
+    opened = statezoo.open_run(run, trust_code=True)
     assert set(opened.predict(new, hide_seen=True)["asked"]) == {"10 True none"}
     for options, message in (
         ({"hide_seen": 1}, "hide_seen 1: give True or False"),

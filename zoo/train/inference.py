@@ -42,10 +42,10 @@ def open_run(run: Path, prepared: bool = True, *, trust_code: bool = False) -> S
     require_finished(run)
     refuse_links_out(run)
     with trusting(everything=trust_code):
-        recipe, sample = load(str(run / "recipe.yaml")), head.read(run)["sample"]
+        recipe, sample = load(str(run / "recipe.yaml")), prepared and head.read(run)["sample"]
     # loader processes are this machine's affair, which the recipe of another one does not know
     recipe = replace(recipe, train=recipe.train | {"workers": min(recipe.train["workers"], os.cpu_count() or 1)})
-    dataset, weights = make_dataset(recipe, sample and prepared), run / "model.safetensors"
+    dataset, weights = make_dataset(recipe, sample), run / "model.safetensors"
     if not prepared and "class_weights" in recipe.task:
         # of a loss, which is not taken here; they would be counted in training data
         recipe = replace(recipe, task=recipe.task | {"class_weights": "none"})
