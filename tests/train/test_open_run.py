@@ -266,7 +266,7 @@ def test_options_of_a_task_from_anywhere_are_flags(new, tmp_path, capsys):
     assert main(["predict", str(run), "--help"]) == 0
     assert "leave out what users had (default: as in training)" in " ".join(capsys.readouterr().out.split())
     assert "is code from outside the zoo" in told(capsys, run, new)
-    with pytest.raises(ZooError, match="is code from outside the zoo .* trust_code=True"):
+    with pytest.raises(ZooError, match=r"is code from outside the zoo.* trust_code=True"):
         statezoo.open_run(run)
     opened = statezoo.open_run(run, trust_code=True)
     assert set(opened.predict(new, hide_seen=True)["asked"]) == {"10 True none"}
