@@ -321,7 +321,7 @@ def test_the_length_is_no_later_step():
     accept(wrapped(tim4rec(), lambda x, items, times, length: x + length[:, None, None]), "log")
 
 
-@pytest.mark.parametrize("scale", ["user", "seconds"])
+@pytest.mark.parametrize("scale", ["past", "seconds"])
 def test_a_gap_is_scaled_by_gaps_before_it(scale):
     size = data("log").prepare().size("num_items")
     accept(create_model("tisasrec", num_items=size, max_len=12, dim=16, scale=scale), "log")

@@ -5,8 +5,8 @@
     z_i = sum_j softmax(e)_ij (E[item_j] W_V + R^V[r_ij] + P^V[j])
 
 Gaps are taken as int64 and scaled per user before anything is rounded. In the paper r_min is that of the user's whole
-sequence, which lets early steps know of later gaps; here it is the smallest gap up to the later of the two events, and
-`scale="window"` is the paper's, trained per prefix. A reproduction that feeds raw seconds as float32 (64 apart near
+sequence, which lets early steps know of later gaps: `scale="window"`, trained per prefix. By default it is the smallest
+gap up to the later of the two events (`scale="past"`). A reproduction that feeds raw seconds as float32 (64 apart near
 1e9) and clips at 256 sees five different values; that is what `scale="seconds"` does, for comparison.
 """
 
@@ -43,7 +43,7 @@ class TiSASRec(Recommender):
         heads: int = 2,
         hidden: int = 256,
         intervals: int = 256,
-        scale: Literal["user", "window", "seconds"] = "user",
+        scale: Literal["past", "window", "seconds"] = "past",
         dropout: float = 0.2,
         norm_eps: float = 1e-12,
         init_std: float = 0.02,
