@@ -8,14 +8,16 @@ import pytest
 from _mutate import COUNT, json_files, limits, mutants, survives, yaml_files
 from statezoo.leaderboards import board
 from statezoo.zoo import api
-from statezoo.zoo.data.cache import fetch, store
+from statezoo.zoo.data.cache import Damaged, fetch, store
 from statezoo.zoo.data.spec import Spec
+from statezoo.zoo.errors import ZooError
 from statezoo.zoo.recipe import load
+from statezoo.zoo.train import head, state
 from statezoo.zoo.train.csvlog import CsvLog, read_log
-from statezoo.zoo.train.engine import load_state
+from statezoo.zoo.train.engine import check_state
 from statezoo.zoo.train.inference import open_run
 from statezoo.zoo.train.rows import load_rows
-from statezoo.zoo.train.run import read_head, train
+from statezoo.zoo.train.run import train
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +109,7 @@ def test_whole_runs_are_opened(copied, log_run):
 def test_head(copied, log_run):
     run = copied(log_run)
     path = run / "data.json"
-    fuzz(path, json_files(path.read_bytes(), "head"), lambda: read_head(run))
+    fuzz(path, json_files(path.read_bytes(), "head"), lambda: head.read(run))
 
 
 def test_record(tmp_path, log_run):
@@ -137,16 +139,26 @@ def test_rows(copied, image_run):
 def test_state(copied, log_run):
     run = copied(log_run)
     path = run / "checkpoints/last.ckpt"
-    fuzz(path, mutants(path.read_bytes(), "state"), lambda: load_state(run))
+
+    def sealed():
+        """The same with a seal that fits: what somebody else wrote on purpose."""
+        data = path.read_bytes()
+        path.write_bytes(data + hashlib.sha256(data).hexdigest().encode())
+        check_state(state.load(run), path)
+
+    fuzz(path, mutants(path.read_bytes(), "state", COUNT // 2), lambda: state.load(run))
+    good = path.read_bytes()
+    fuzz(path, mutants(good[: -len(state.MARK) - state.DIGITS], "sealed", COUNT // 2), sealed)
 
 
 def test_log_of_metrics(copied, log_run):
     path = copied(log_run) / "metrics.csv"
     good = path.read_bytes()
+    mark = {"bytes": len(good) // 2, "sha256": hashlib.sha256(good[: len(good) // 2]).hexdigest()}
 
     def cut():
         data = path.read_bytes()
-        CsvLog(path).start(1)
+        CsvLog(path).start(mark)
         path.write_bytes(data)
 
     fuzz(path, mutants(good, "metrics", COUNT // 2), lambda: read_log(path), cut)
@@ -157,6 +169,13 @@ def test_cache_entries(tmp_path, log_run):
 
     folder = tmp_path / "entry"
     store(folder, {"item": np.arange(50), "names": np.array(["a", "bc"])}, {"users": ["x", "y"], "counts": {"n": 3}})
-    for name in ("item.npy", "names.npy", "facts.json", "sums.json"):
+
+    def whole():
+        try:
+            fetch(folder)
+        except Damaged as damage:  # the entry is made anew
+            raise ZooError(str(damage)) from damage
+
+    for name in ("item.npy", "names.npy", "facts.json", "contents.json"):
         make = mutants if name.endswith(".npy") else json_files
-        fuzz(folder / name, make((folder / name).read_bytes(), f"cache-{name}", COUNT // 4), lambda: fetch(folder))
+        fuzz(folder / name, make((folder / name).read_bytes(), f"cache-{name}", COUNT // 4), whole)
