@@ -23,6 +23,7 @@ from ..zoo.nn.losses import chunked_cross_entropy
 from ..zoo.train.causality import assert_causal, features
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
 
+LARGEST_TABLE = 1 << 30  # scores of a batch made at once: 4 GB, and as much again for their gradient
 REMEDY = "set data.windows=per-prefix"
 
 
@@ -58,7 +59,8 @@ class NextItem(Task):
     ):
         """`topk`: cut-offs of HR, NDCG and MRR; `mask_history`: take items of the history out of the ranking.
 
-        `loss_chunk`: so many items at a time in the training loss, where all at once do not fit (None: all).
+        `loss_chunk`: so many items at a time in the training loss (None: all, or as many as fit where the scores of all
+        items for all positions of a batch are over 2^30 numbers).
         """
         super().__init__(model, spec)
         self.topk, self.mask_history, self.loss_chunk = tuple(topk), mask_history, loss_chunk
@@ -113,11 +115,17 @@ class NextItem(Task):
             trained = targets.nonzero().squeeze(1)
             features, targets = features.index_select(0, trained), targets.index_select(0, trained)
         first = 0 if self.model.pad_competes else 1  # column 0 is padding
-        if self.loss_chunk is None:
+        chunk = self.loss_chunk or self._chunk(len(targets))
+        if chunk is None:
             return F.cross_entropy(self.model.forward_head(features)[:, first:], targets - first)
         weight, bias = self.model.item_scorer()
         bias = None if bias is None else bias[first:]
-        return chunked_cross_entropy(features, weight[first:], targets - first, bias, chunk=self.loss_chunk)
+        return chunked_cross_entropy(features, weight[first:], targets - first, bias, chunk=chunk)
+
+    def _chunk(self, targets: int) -> int | None:
+        """Items at a time where the scores of all would fill a card; a function of sizes alone, as a resume needs."""
+        whole = targets * (self.spec.size("num_items") + 1) <= LARGEST_TABLE
+        return None if whole or not hasattr(self.model, "item_scorer") else max(1024, LARGEST_TABLE // (8 * targets))
 
     def outputs(self, batch: dict[str, Tensor]) -> Tensor:
         """Scores (B, num_items + 1) behind each user's last event."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from statezoo.zoo import metrics
-from statezoo.zoo.api import create_dataset
+from statezoo.zoo.api import create_dataset, create_model
 from statezoo.zoo.backbones.baselines.popularity import Popularity
 from statezoo.zoo.data.logs import hash_user
 from statezoo.zoo.data.spec import Inputs, Outputs, Spec
@@ -115,3 +115,24 @@ def test_targets_alone_do_not_make_an_item_known(tmp_path):
         assert missed.sum() == 2 and (found["rank"][missed] == 7).all() and (found["candidates"][missed] == 7).all()
         assert (found["rank"][~missed] == 6).all() and (found["candidates"][~missed] == 6).all()
         assert data.facts()["test_targets_unseen_in_training"] == 2
+
+
+def test_a_loss_over_more_scores_than_fit_takes_them_in_chunks(monkeypatch):
+    """A table of scores beyond the limit is never made whole; loss and gradients are those of the whole."""
+    import statezoo.tasks.next_item as module
+
+    data = create_dataset("log").sample(max_len=10)
+    spec = data.prepare()
+    arrays = data.part("train").batch(np.arange(32))
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    found = []
+    for largest in (module.LARGEST_TABLE, 4096):
+        monkeypatch.setattr(module, "LARGEST_TABLE", largest)
+        torch.manual_seed(0)
+        model = create_model("gru4rec", num_items=spec.size("num_items"), dim=8, hidden=8, dropout=0.0).double()
+        made = find("task", "next_item").load()(model, spec)
+        assert (made._chunk(int(batch["targets"].count_nonzero())) is None) == (largest > 4096)
+        made.loss(batch).backward()
+        found.append([made.loss(batch).detach(), *(p.grad for p in model.parameters())])
+    for whole, chunked in zip(*found, strict=True):
+        assert torch.allclose(whole, chunked, rtol=1e-10, atol=1e-12)

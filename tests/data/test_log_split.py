@@ -505,3 +505,60 @@ def test_settings_of_the_log_hold_for_predicting(tmp_path):
     assert data.counts == {
         "events": 3, "events_of_unknown_items": 1, "users_of_unknown_items_alone": 1, "duplicates_dropped": 1,
     }  # fmt: skip
+
+
+# stated cuts ----------------------------------------------------------------------------------------------------------
+
+
+@given(ROWS, K, st.integers(1, 8), st.integers(1, 4))
+def test_stated_cuts_are_the_cuts(rows, k, first, apart):
+    try:
+        log = global_time(raw(rows), k, QUANTILES, (first, first + apart))
+    except ZooError:
+        assert not kept([row for row in rows if row[2] < first], k)
+        return
+    assert (log.counts["first_cut"], log.counts["second_cut"]) == (first, first + apart)
+    assert log.counts["training_events"] == len(kept([row for row in rows if row[2] < first], k))
+    assert_no_leak("global-time", log.arrays, log.counts)
+
+
+def test_one_stated_cut_leaves_validation_its_share_of_what_is_earlier():
+    rows = [(u, n % 3, n) for u in range(3) for n in range(20)]
+    log = global_time(raw(rows), 1, (0.6, 0.8), (15,))
+    assert (log.counts["first_cut"], log.counts["second_cut"]) == (int(0.75 * 15), 15)
+
+
+def cut_log(tmp_path, **config):
+    write_rows(tmp_path / "log.csv", [(u, (u + n) % 4, 86_400 * n + u) for u in range(8) for n in range(20)])
+    return create_dataset("log", root=tmp_path, **{"split": "global-time", **config})
+
+
+def test_moments_of_a_cut_are_numbers_or_iso_and_name_the_board(tmp_path):
+    days = [86_400 * 12, 86_400 * 16]
+    stated = cut_log(tmp_path, cut=days)
+    written = cut_log(tmp_path, cut=["1970-01-13T00:00:00Z", "1970-01-17T01:00:00+01:00"])
+    assert stated.split_hash() == written.split_hash()
+    assert stated.split_name == written.split_name == f"global-time-{days[0]}-{days[1]}"
+    assert stated.prepare() and stated.counts["first_cut"] == days[0]
+    local = cut_log(tmp_path, cut="1970-01-17T01:00:00", time_zone="Europe/Berlin")
+    assert local.split_name == f"global-time-{days[1]}" and local.prepare() and local.counts["second_cut"] == days[1]
+    assert cut_log(tmp_path).split_name == "global-time"
+    assert cut_log(tmp_path, quantiles=(0.5, 0.75), timestamps="float32").split_name == "global-time-0.5-0.75-float32"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"cut": [2, 1]}, r"data\.cut=\[2, 1\]: give one moment, or two that rise"),
+        ({"cut": [1, 2, 3]}, "give one moment, or two that rise"),
+        ({"cut": []}, "give one moment, or two that rise"),
+        ({"cut": "yesterday"}, r"data\.cut: time 'yesterday' is neither a whole number nor ISO 8601"),
+        ({"cut": "1970-01-17T00:00:00"}, "has no time zone"),
+        ({"cut": [5, 9], "split": "leave-two-out"}, r"data\.cut is of the split global-time, not of leave-two-out"),
+        ({"cut": 1}, "no event is left before the first cut|no event is before"),
+        ({"cut": [86_400 * 18, 86_400 * 99]}, "the test part of the split is empty"),
+    ],
+)
+def test_cuts_that_mean_nothing_are_refused(tmp_path, config, message):
+    with pytest.raises(ZooError, match=message):
+        cut_log(tmp_path, **config).prepare()

@@ -5,10 +5,10 @@ Tie rule: events are sorted by (user, time, row of the file), so that events of 
 - `k_core`: rows of users and items with fewer than k events are taken away until none is left (the papers' filter).
 - `leave_two_out`: a user's last event is the test target, the one before it the validation target, the rest trains
   (the papers' split; training events of one user may be later than test events of another).
-- `global_time`: nothing of training is later than anything that is tested. Two cuts at quantiles of all event times;
-  the k-core of what lies before the first is trained and says which items are known. A user's last event between the
-  cuts is a validation target and the last one after the second a test target, given all earlier events of that user
-  with known items, whether the user was trained or not: what a recommender is given when it serves.
+- `global_time`: nothing of training is later than anything that is tested. Two cuts, at quantiles of all event times
+  or as stated; the k-core of what lies before the first is trained and says which items are known. A user's last
+  event between the cuts is a validation target and the last one after the second a test target, given all earlier
+  events of that user with known items, whether the user was trained or not: what a recommender has when it serves.
 
 A target that training never saw stays a target, which no model can rank: it is a miss.
 """
@@ -88,12 +88,9 @@ def leave_two_out(log: RawLog, k: int) -> SplitLog:
     return history
 
 
-def global_time(log: RawLog, k: int, quantiles: tuple[float, float]) -> SplitLog:
-    """The leak-free split at two moments; see the module's docstring."""
-    if not 0 < quantiles[0] < quantiles[1] < 1:
-        raise ZooError(f"data.quantiles {quantiles} must be two rising fractions between 0 and 1")
-    ordered = np.sort(log.time)
-    first, second = (int(ordered[int(q * len(ordered))]) for q in quantiles)
+def global_time(log: RawLog, k: int, quantiles: tuple[float, float], cut: tuple[int, ...] = ()) -> SplitLog:
+    """The leak-free split at two moments; see the module's docstring. `cut` states them, or the second alone."""
+    first, second = _cuts(np.sort(log.time), quantiles, cut)
     before = log.time < first
     core = np.zeros(len(log), bool)
     if before.any():
@@ -101,7 +98,7 @@ def global_time(log: RawLog, k: int, quantiles: tuple[float, float]) -> SplitLog
     if not core.any():
         raise ZooError(
             f"no event is left before the first cut ({first}) when users and items need {k} events each; "
-            "set data.k_core lower or data.quantiles higher"
+            f"set data.k_core lower or {'data.cut later' if cut else 'data.quantiles higher'}"
         )
     vocabulary = sorted_items(log, log.item[core])
     known = np.zeros(len(log.items), bool)
@@ -136,6 +133,21 @@ def global_time(log: RawLog, k: int, quantiles: tuple[float, float]) -> SplitLog
             f"{part}_targets_unseen_in_training": int((code[kept] == 0).sum()),
         }
     return history
+
+
+def _cuts(ordered: np.ndarray, quantiles: tuple[float, float], cut: tuple[int, ...]) -> tuple[int, int]:
+    """The two moments, given all times in order."""
+    if not 0 < quantiles[0] < quantiles[1] < 1:
+        raise ZooError(f"data.quantiles {quantiles} must be two rising fractions between 0 and 1")
+    if len(cut) == 2:
+        return cut
+    share = quantiles
+    if cut:  # training and validation share what is earlier as they would by the quantiles
+        ordered, share = ordered[ordered < cut[0]], (quantiles[0] / quantiles[1],)
+        if not len(ordered):
+            raise ZooError(f"no event is before data.cut={cut[0]}; set it later")
+    moments = [int(ordered[int(q * len(ordered))]) for q in share]
+    return moments[0], (*moments, *cut)[1]
 
 
 def assert_no_leak(split: str, arrays: dict[str, np.ndarray], counts: dict[str, int]) -> None:

@@ -62,6 +62,13 @@ def parse_times(times, file: Path, row: int, unit: str, future: bool, zone: tzin
     return values
 
 
+def parse_moment(moment: int | str, where: str, unit: str, zone: str | None) -> int:
+    """One moment, as a setting states it, in whole numbers of `unit`."""
+    if isinstance(moment, int) and not isinstance(moment, bool):
+        return moment
+    return _odd_time(str(moment), where, unit, None if zone is None else find_zone(zone))
+
+
 def _odd_time(text: str, where: str, unit: str, zone: tzinfo | None) -> int:
     """A time that is no plain integer, exactly: a decimal without fraction, or ISO 8601."""
     try:

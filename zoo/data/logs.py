@@ -21,11 +21,12 @@ from .cache import cached
 from .log_reader import RawLog
 from .log_sample import Events, generate
 from .log_split import SplitLog, assert_no_leak, find_duplicates, global_time, leave_two_out
-from .log_times import in_unit
+from .log_times import in_unit, parse_moment
 from .spec import Inputs, Outputs, Spec, Tensor
 
 CODE_VERSION = 3  # raise when reading, filtering or splitting changes: cached arrays are then made anew
 SPLITS = ("leave-two-out", "global-time")
+QUANTILES = (0.8, 0.9)
 WINDOWS = ("all-positions", "per-prefix")
 TIMESTAMPS = ("exact", "float32")
 #: of splits that have changed since their first records; boards of two versions are two boards
@@ -132,10 +133,12 @@ class LogDataset(Dataset):
     kind = "log"
     group = "user/time"
     tiny = {"max_len": 20}
-    added_later = {"timestamps": "exact"}
+    added_later = {"timestamps": "exact", "cut": None}
     plain = "log"
     #: what `read_file` counts times in; a subclass of another unit states it
     time_unit = "s"
+    #: the zone of times that state none
+    time_zone: str | None = None
     #: what the model's times are counted in, where other files are read for a run
     model_unit: str | None = None
 
@@ -149,10 +152,14 @@ class LogDataset(Dataset):
         k_core: int = 5,
         windows: Literal["all-positions", "per-prefix"] = "all-positions",
         duplicates: Literal["refuse", "drop"] = "refuse",
-        quantiles: tuple[float, float] = (0.8, 0.9),
+        quantiles: tuple[float, float] = QUANTILES,
         timestamps: Literal["exact", "float32"] = "exact",
+        cut: int | str | list[int | str] | None = None,
     ):
         """`max_len` events enter the model; `quantiles` place the cuts of the global-time split.
+
+        `cut`: the moment from which on events are tested, or those of validation and test, as whole numbers of the
+        log's unit or ISO 8601; with one, training and validation share what is earlier by the ratio of the quantiles.
 
         `timestamps="float32"` is a quirk of RecBole: times are rounded before events are sorted (seconds near 1e9 to
         multiples of 64), which changes orders and targets. Its records stand on boards of their own.
@@ -166,12 +173,26 @@ class LogDataset(Dataset):
             raise ZooError(f"{self.name}: max_len {max_len} and k_core {k_core} must be at least 1")
         self.split, self.max_len, self.k_core, self.windows = split, max_len, k_core, windows
         self.duplicates, self.quantiles, self.timestamps = duplicates, tuple(quantiles), timestamps
+        self.cut = cut
+        if cut is not None and split != "global-time":
+            raise ZooError(f"{self.name}: data.cut is of the split global-time, not of {split}; leave one of them out")
         self._log: SplitLog | None = None
 
     @property
     def split_name(self) -> str:
-        """The split, and that times are rounded where they are."""
-        return self.split if self.timestamps == "exact" else f"{self.split}-{self.timestamps}"
+        """The split, where it is cut if it is not as usual, and that times are rounded where they are."""
+        words = [self.split, *map(str, self.moments())]
+        if self.split == "global-time" and not self.cut and self.quantiles != QUANTILES:
+            words += map(str, self.quantiles)
+        return "-".join(words if self.timestamps == "exact" else [*words, self.timestamps])
+
+    def moments(self) -> tuple[int, ...]:
+        """`cut` in whole numbers of the log's unit."""
+        given = self.cut if isinstance(self.cut, list) else [] if self.cut is None else [self.cut]
+        found = tuple(parse_moment(one, f"{self.name}: data.cut", self.time_unit, self.time_zone) for one in given)
+        if len(found) > 2 or list(found) != sorted(set(found)) or (self.cut is not None and not found):
+            raise ZooError(f"{self.name}: data.cut={self.cut}: give one moment, or two that rise")
+        return found
 
     @property
     def split_version(self) -> str | None:
@@ -232,6 +253,7 @@ class LogDataset(Dataset):
             "k_core": self.k_core,
             "duplicates": self.duplicates,
             "quantiles": self.quantiles,
+            "cut": self.moments(),
             "timestamps": self.timestamps,
             "code": CODE_VERSION,
         }
@@ -243,7 +265,7 @@ class LogDataset(Dataset):
         if self.split == "leave-two-out":
             log = leave_two_out(raw, self.k_core)
         else:
-            log = global_time(raw, self.k_core, self.quantiles)
+            log = global_time(raw, self.k_core, self.quantiles, self.moments())
         log.counts["duplicates_dropped"] = repeated
         facts = {name: getattr(log, name) for name in ("users", "items", "counts")}
         return log.arrays, facts | {"trained": log.trained().tolist()}
