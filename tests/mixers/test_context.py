@@ -132,7 +132,7 @@ OWN = torch.stack([torch.stack([torch.randperm(CELLS, generator=torch.Generator(
 CHANNELS = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2], [0, 1, 2, 3]])
 MASK = torch.ones(3, CELLS, dtype=torch.bool)
 MASK[0, [2, 7]] = MASK[1, [0, 3, 4, 5, 11]] = False
-LENGTHS = torch.tensor([CELLS, 5, 9])
+LENGTHS = torch.tensor([CELLS, 5, 1])
 
 
 def by_hand(wrapped, x, ctx, valid):
@@ -215,7 +215,7 @@ def test_orders_that_are_no_permutations_are_refused(tied):
     def run(orders, inverses):
         return lambda: wrapped(x, SeqContext(orders=orders, inverses=inverses))
 
-    refused(run(BAD, inverses), "MultiPath", "ctx.orders:", "path 2", "permutation")
+    refused(run(BAD, inverses), "MultiPath", "ctx.orders:", "path 2", "permutation of 0..11")
     refused(run(CROSS + 1, inverses), "ctx.orders:", "path 0", "permutation")
     refused(run(CROSS - 1, inverses), "ctx.orders:", "path 0", "permutation")
     refused(run(CROSS, inverses.roll(1, 0)), "ctx.inverses:", "path 0", "inverse")
@@ -236,6 +236,18 @@ def test_orders_that_are_no_permutations_are_refused(tied):
 def test_a_wrapper_around_paths_is_refused(build):
     """Orders number the steps of the whole sequence: on a reordered one they would name others."""
     refused(build, "make:", "MultiPath")
+
+
+def test_one_path_is_the_mixer_along_it():
+    wrapped, x = seeded(lambda: MultiPath(INNER["reader"], 1)), rand(3, CELLS, DIM)
+    order = CROSS[1]
+    y = wrapped(x, SeqContext(orders=order[None], inverses=order.argsort()[None])).y
+    close(y[:, order], wrapped.mixers[0](x[:, order], SeqContext()).y)
+
+
+def test_the_first_layer_that_alternates_looks_back():
+    wrapped, x = seeded(lambda: Bidirectional(INNER["reader"], merge="alternate")), rand(2, 6, DIM)
+    close(wrapped(x).y, wrapped.there(x.flip(1), SeqContext()).y.flip(1))
 
 
 def test_a_wrapper_without_paths_is_refused():
