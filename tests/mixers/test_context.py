@@ -221,10 +221,10 @@ def test_orders_that_are_no_permutations_are_refused(tied):
     refused(run(CROSS, inverses.roll(1, 0)), "ctx.inverses:", "path 0", "inverse")
     refused(run(CROSS, CROSS), "ctx.inverses:", "path 1", "inverse")
     refused(run(CROSS, inverses + 1), "ctx.inverses:", "path 0", "inverse")
-    for step, name in ((CELLS - 1, CELLS), (0, -1)):  # one beyond either end
+    for step, name in ((CELLS - 1, CELLS), (0, -1), (1, 99), (2, 99)):  # beyond either end, by one and by many
         refused(run(CROSS, torch.where(inverses == step, name, inverses)), "ctx.inverses:", "path 0", "inverse")
     own = OWN.clone()
-    own[1, 3, 0] = own[1, 3, 1]
+    own[1, 3] = torch.where(own[1, 3] == 11, 10, own[1, 3])
     refused(run(own, OWN.argsort(-1)), "ctx.orders:", "path 3 of row 1", "permutation")
     refused(run(OWN, OWN.argsort(-1).flip(0)), "ctx.inverses:", "path 0 of row 0", "inverse")
     refused(run(CROSS.int(), inverses), "ctx.orders:", "torch.int64", "torch.int32")
