@@ -328,3 +328,15 @@ def test_paths_are_recurrences_of_the_core_one_by_one():
                 y[b, t] += h @ C + D[p] * a[b, t]
         wanted = m.finish(x + m.out_proj(y * torch.nn.functional.leaky_relu(z)), None)
         assert torch.allclose(m(x, orders, orders.argsort(-1)), wanted, atol=1e-10)
+
+
+def test_the_dynamics_of_paths_stay_wide_in_a_cast_model():
+    """A rounded A, D or bias of dt is a change of every step; casting moves them as they are."""
+    from statezoo.zoo.backbones._point_layers import Along
+
+    torch.manual_seed(0)
+    block = Along(8, 2, 4)
+    kept = {name: getattr(block, name).detach().clone() for name in ("A_log", "D", "dt_bias")}
+    block.bfloat16()
+    assert block.in_proj.weight.dtype == torch.bfloat16
+    assert all(torch.equal(getattr(block, name), value) for name, value in kept.items())

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ..mixers.base import take
 from ..mixers.s6 import S6, initial_dt_bias
 from ..nn.effective import causal_conv
+from ..nn.precision import KeepsWide
 from ..ops.selective_scan import selective_scan
 
 GROUPS = 8
@@ -76,8 +77,10 @@ class Local(nn.Module):
         return self.finish(x if self.linear is None else self.linear(x), c)
 
 
-class Along(nn.Module):
+class Along(KeepsWide):
     """The block that scans all points of a level along several orders, one S6 recurrence for each."""
+
+    wide = frozenset({"A_log", "D", "dt_bias"})
 
     def __init__(self, dim: int, paths: int, d_state: int, condition: int | None = None, d_conv: int = 4):
         super().__init__()
