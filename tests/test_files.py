@@ -177,7 +177,8 @@ def test_a_full_disk_is_named():
 def test_a_folder_that_cannot_be_made_is_named(write, tmp_path):
     (tmp_path / "a").write_text("a file")
     for place in (tmp_path / "a" / "b.txt", tmp_path / "a" / "b" / "c.txt"):
-        with pytest.raises(ZooError, match=f"^{place}: .*; move the file away .*, or choose another folder$"):
+        remedy = "(check the path, its rights and the disk|move the file away .*), or choose another folder"
+        with pytest.raises(ZooError, match=f"^{place}: .*; {remedy}$"):
             write(place)
     assert os.listdir(tmp_path) == ["a"]
 
@@ -286,5 +287,6 @@ def test_a_damaged_sample_is_drawn_anew_and_told(damage, tmp_path, monkeypatch, 
     if damage == "a file cut":
         files[0].write_bytes(files[0].read_bytes()[:-1])
     assert cls.sample().folder == folder and hash_folder(folder) == whole
-    assert "the sample is not whole; it is drawn anew" in capsys.readouterr().err
+    told = "the sample is not whole; it is drawn anew" in capsys.readouterr().err
+    assert told == (damage != "a file more"), "what an adapter leaves beside its files is taken away without a word"
     assert cls.sample().folder == folder and capsys.readouterr().err == ""

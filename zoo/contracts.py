@@ -214,7 +214,9 @@ def predicting_reads_as_evaluation_did(cls: type[Dataset], config: dict) -> None
             require(len(part) == len(test), f"{adapter.key}: {len(part)} samples to predict for, {len(test)} evaluated")
             seen, evaluated = (_samples(one, spec.inputs.tensors) for one in (part, test))
         differ = sum(one != other for one, other in zip(seen, evaluated, strict=True))
-        require(not differ, f"{adapter.key}: {differ} of {len(test)} samples are read otherwise to predict ({name})")
+        remedy = "; draws of evaluation must be a function of what inference knows too" if differ else ""
+        told = f"{adapter.key}: {differ} of {len(test)} samples are read otherwise to predict ({name}){remedy}"
+        require(not differ, told)
 
 
 def _samples(part: Part, names: Iterable[str]) -> list[bytes]:

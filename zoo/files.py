@@ -57,7 +57,7 @@ REMEDIES = {
     errno.EACCES: "give yourself the right to write there",
     errno.EPERM: "give yourself the right to write there",
     errno.EROFS: "make the disk writable",
-    errno.ENOTDIR: "move the file away that stands where a folder is needed",
+    errno.ENOTDIR: "check the path, its rights and the disk",
     errno.EEXIST: "move the file away that stands where a folder is needed",
     errno.EISDIR: "move the folder away that stands where the file is to be",
 }

@@ -20,10 +20,9 @@ def require_finished(run: Path) -> None:
 
 def require_begun(run: Path) -> None:
     """Refuse a folder that holds no run to go on with."""
-    if not run.is_dir():
-        raise ZooError(f"{run}: no such folder, so no run to resume; check the path")
     if not (run / "recipe.yaml").is_file():
-        raise ZooError(f"{run}: no recipe.yaml, so no run to resume (nothing has begun); start it without --resume")
+        hint = "nothing has begun there, start it without --resume" if run.is_dir() else "check the path"
+        raise ZooError(f"{run}: no recipe.yaml, so no run to resume; {hint}")
 
 
 def reading_of(words: Iterable[str]) -> dict:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from statezoo.zoo.api import create_dataset
-from statezoo.zoo.data.log_reader import in_unit, read_log
+from statezoo.zoo.data.log_reader import read_log
+from statezoo.zoo.data.log_times import in_unit
 from statezoo.zoo.errors import ZooError
 
 COLUMNS = {"user": "user", "item": "item", "time": "time"}

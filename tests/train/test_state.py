@@ -258,8 +258,13 @@ def test_code_from_outside_that_was_edited_is_refused(tmp_path, monkeypatch):
     begin = lambda run: train(f"{file}/digits", SHORT, sample=True, folder=run, quiet=True)  # noqa: E731
     run = stopped(tmp_path / "run", begin, monkeypatch)
     file.write_text(f"{plain}    scale = 2\n")
+    with pytest.raises(ZooError, match=r"net\.py: has changed since .*recipe\.yaml was written; put it back"):
+        train(f"{file}/digits", resume=str(run), quiet=True)
+    kept = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(kept[: kept.index("code:")])
     with pytest.raises(ZooError, match="with a file of the model of SHA-256 .*; put that file back, or start"):
         train(f"{file}/digits", resume=str(run), quiet=True)
+    (run / "recipe.yaml").write_text(kept)
     file.write_text(plain)
     train(f"{file}/digits", resume=str(run), quiet=True)
     assert (run / "record.json").is_file()

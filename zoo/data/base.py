@@ -24,7 +24,6 @@ from ..files import (
     clean,
     data_root,
     hash_file,
-    hash_folder,
     hash_json,
     locked,
     read_json,
@@ -192,7 +191,7 @@ class Dataset:
         if folder is None:
             here = Path(__file__).parent
             sources = {Path(inspect.getfile(base)) for base in cls.__mro__[:-1]}
-            sources.update(here.glob("*.py"), (here.parent / name for name in ("seeding.py", "files.py")))
+            sources.update(here.glob("*.py"), (here.parent / name for name in ("seeding.py", "files.py", "foreign.py")))
             code = sorted(hash_file(source) for source in sources)
             # what the sample is written by: the names of its file and columns
             form = {name: str(config[name]) for name in ("file", *cls.reading) if name in config}
@@ -364,7 +363,7 @@ class Dataset:
 
 
 def _cached_sample(folder: Path, maker: Dataset, seed: int) -> Path:
-    """The sample in the cache; one that has lost files, or whose files are not what was written, is drawn anew."""
+    """The sample in the cache; one whose files are not just those that were written is drawn anew."""
     from .cache import say
 
     written = folder.with_suffix(".json")
@@ -372,14 +371,22 @@ def _cached_sample(folder: Path, maker: Dataset, seed: int) -> Path:
         clean(folder.parent, folder.name, written.name)
         if folder.is_dir():
             try:
-                if written.is_file() and read_json(written) == {"sha256": hash_folder(folder)}:
-                    return folder
+                then = read_json(written) if written.is_file() else None
             except ZooError:
-                pass
-            say(f"{folder}: the sample is not whole; it is drawn anew")
+                then = None
+            now = _hashes(folder)
+            if then and then == now:
+                return folder
+            if not (then and isinstance(then, dict) and then.items() <= now.items()):  # lost, cut or changed
+                say(f"{folder}: the sample is not whole; it is drawn anew")
         _write_sample(folder, maker, seed)
-        write_json(written, {"sha256": hash_folder(folder)})
+        write_json(written, _hashes(folder))
     return folder
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
 
 
 def _write_sample(folder: Path, maker: Dataset, seed: int) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from ..geometry.fps import farthest_points
 from ..seeding import generator
 from .base import Part
 from .cloud_pack import Item, frame
+from .cloud_reader import stem
 
 MISSING = 0.2  #: share of the points taken away for completion
 
@@ -76,7 +78,7 @@ class Clouds(Part):
         labels = {"label": category[place]} if how.task == "classification" and known else {}
         super().__init__(labels, np.array([item.id for item in mine]), np.array([item.group for item in mine]))
         self.packed, self.place, self.how = arrays, place, how
-        self.keys = [str(i) for i in self.ids] if keys is None else list(keys)
+        self.keys = [key_of(i) for i in self.ids.tolist()] if keys is None else list(keys)
         self.category = category[place] if known else None
 
     def batch(self, index: np.ndarray, seeds: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -166,6 +168,12 @@ class Clouds(Part):
             row["nearest"] = cKDTree(xyz[chosen]).query(xyz)[1].astype(np.int32)
             row |= {} if label is None else {"all_label": np.asarray(label)}
         return row
+
+
+def key_of(name: str) -> str:
+    """An id without the suffix of a format: what draws are a function of, whether ids are files' names or not."""
+    place = PurePosixPath(name)
+    return (place.parent / stem(Path(place))).as_posix()
 
 
 def normal_columns(names: Sequence[str]) -> list[int]:

@@ -273,7 +273,10 @@ class PointClouds(Dataset):
         return self.sample_id(folder / item.cloud, folder) + item.id.removeprefix(alone)
 
     def sample_id(self, file: Path, folder: Path) -> str:
-        """The id that a file below `folder` has, or would have, as a sample of this data set."""
+        """The id, but for a suffix, that a file below `folder` has, or would have, as a sample of this data set.
+
+        An adapter whose ids are not the paths of its files overrides it, so that predicting draws as evaluation did.
+        """
         file = Path(os.path.abspath(file))
         root = next((r for r in (self.folder, folder) if file.is_relative_to(os.path.abspath(r))), file.parent)
         place = file.relative_to(os.path.abspath(root))
