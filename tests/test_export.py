@@ -168,8 +168,9 @@ def test_a_model_exports(dynamic):
     close(program.module()(other), model(other))
 
 
-CLOUDS = ["pointnet", "pointnet2", "dgcnn", "point_transformer", "point_ssm"]
-CLOUDS += [pytest.param(f"point_ssm{kind}", marks=pytest.mark.slow) for kind in ("_hilbert", "_seg", "_cpl")]
+CLOUDS = ["pointnet", "dgcnn"]
+SLOW = ("pointnet2", "point_transformer", "point_ssm", "point_ssm_hilbert", "point_ssm_seg", "point_ssm_cpl")
+CLOUDS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
 
 
 @pytest.mark.parametrize("name", CLOUDS)
