@@ -305,6 +305,13 @@ def test_undefined_metrics_are_none():
     assert set(metrics.intervals(task, rows, resamples=5).values()) == {None}
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_target_of_which_no_known_value_has_weight_is_undefined_without_a_warning():
+    task, rows = make("property")
+    rows["target"][5:] = np.nan
+    assert set(metrics.compute(task, rows, (np.arange(60) >= 5).astype(float)).values()) == {None}
+
+
 def test_a_target_with_one_class_is_left_out_of_the_mean():
     task, rows = make("property", {"kind": "binary"})
     first = {name: rows[name][:, :1] for name in ("target", "value")}
@@ -328,6 +335,14 @@ def test_rare_undefined_replicates_are_left_out_and_frequent_ones_refused():
     assert metrics.intervals("property", rows | positives(1), resamples=300, kind="binary")["auroc"] is None
     low, high = metrics.intervals("property", rows | positives(5), resamples=300, kind="binary")["auroc"]
     assert 0 <= low < high <= 1
+
+
+def test_as_many_defined_replicates_as_the_level_asks_for_are_enough():
+    task, rows = make("completion")
+    names, samples = metrics.replicates(task, rows, resamples=1)
+    assert metrics.intervals(task, rows, resamples=1) == {
+        name: (value, value) for name, value in zip(names, samples[0].tolist(), strict=True)
+    }
 
 
 def test_one_group_has_no_interval():
@@ -488,6 +503,7 @@ BAD = [  # case, options, change, column, row, words of the complaint, words of 
     ("next_item", {}, put("ties", 6, -1), "ties", 6, "-1 is not in 0 .. rank-1", "in the rank too"),
     ("language_model", {}, put("tokens", 1, 0), "tokens", 1, "0 is not above 0", "leave out sequences"),
     ("language_model", {}, put("nll", 1, NAN), "nll", 1, "nan is not finite", "mend the model"),
+    ("language_model", {}, lambda r: r.update(nll=r["tokens"] * -1e-4), "nll", 0, "is negative", "negative log-lik"),
     ("language_model", {}, put("nll", 1, -3.0), "nll", 1, "-3.0 is negative", "store the negative log-likelihood"),
     ("property", {}, put("target", (2, 0), INF), "target", 2, "is not finite", "use NaN for unknown"),
     ("property", {}, put("value", (2, 0), NAN), "value", 2, "is not finite", "mend the model"),
@@ -517,6 +533,7 @@ def test_small_rounding_is_no_error():
     metrics.check_rows(task, rows | {"prob": rows["prob"] * 1.0009})
     task, rows = make("language_model")
     rows["nll"][0] = -1e-7  # a log-softmax just above 0
+    rows["nll"][1] = rows["tokens"][1] * -9e-6
     metrics.check_rows(task, rows)
 
 
@@ -534,6 +551,7 @@ def test_narrow_and_unsigned_integers_count_alike(dtype):
         (np.ones(59), "weight is a float64 array of shape (59,); give numbers of shape (60,)"),
         (np.full(60, "1"), "weight is a <U1 array of shape (60,); give numbers"),
         (np.r_[np.ones(4), -1, np.ones(55)], "weight, row 4: -1.0; give finite numbers >= 0"),
+        (np.r_[np.ones(4), -0.5, np.ones(55)], "weight, row 4: -0.5; give finite numbers >= 0"),
         (np.r_[np.ones(4), NAN, np.ones(55)], "weight, row 4: nan; give finite numbers >= 0"),
         (np.zeros(60), "weight, row 0: 0.0; give finite numbers >= 0 that are not all 0"),
     ],
@@ -588,6 +606,13 @@ def test_schema_knows_what_is_computed(case, options):
     assert set(schema.columns) == set(rows)
     for name, column in schema.columns.items():
         assert rows[name].dtype.kind in column.kinds and rows[name].ndim == column.ndim
+
+
+@pytest.mark.parametrize(
+    ("topk", "primary"), [((5, 10), "ndcg@10"), ((5, 20), "ndcg@5"), ((20, 5), "ndcg@20"), ((10,), "ndcg@10")]
+)
+def test_the_primary_cut_off_is_10_where_there_is_one_and_the_first_otherwise(topk, primary):
+    assert metrics.TASKS["next_item"].primary_for(topk=topk) == primary
 
 
 def test_better_is_where_a_better_model_goes():
