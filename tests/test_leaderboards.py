@@ -251,3 +251,233 @@ def test_slices_are_verified_too(folds, tmp_path):
     write_json(tmp_path / "run" / "record.json", record)
     with pytest.raises(ZooError, match="turned accuracy is .* the record is wrong"):
         board.verify(found(tmp_path / "run"))
+
+
+# records made of committed ones ---------------------------------------------------------------------------------------
+
+KNN = next(one for one in COMMITTED if one.path.parts[-3:-1] == ("anatomy-bones-classification@fold1", "distance-knn"))
+POPULARITY = next(
+    one for one in COMMITTED if one.path.parts[-3:-1] == ("ml-100k-next_item@leave-two-out", "popularity")
+)
+
+
+def put(data, changes):
+    """The same JSON with other values at `a.b.c`; `...` takes a key away."""
+    data = json.loads(json.dumps(data))
+    for place, value in changes.items():
+        *way, last = place.split("/")
+        at = data
+        for name in way:
+            at = at[name]
+        at.pop(last) if value is ... else at.update({last: value})
+    return data
+
+
+def laid(folder, found=POPULARITY, rows=True, **changes):
+    """A record with changes in a folder of its own, its rows beside it."""
+    folder.mkdir(parents=True)
+    write_json(folder / "record.json", put(found.record.model_dump(), changes))
+    if rows:
+        shutil.copy(found.predictions, folder / "predictions.npz")
+    return board.Found(board.read_record(folder / "record.json"), folder / "record.json")
+
+
+def test_rows_in_any_order_of_columns_are_the_same_bytes(tmp_path):
+    rows = load_rows(KNN.predictions)
+    for name, columns in (("one", rows), ("other", dict(reversed(rows.items())))):
+        save_rows(tmp_path / name, columns)
+    assert list(rows) != list(reversed(rows)) and hash_file(tmp_path / "one") == hash_file(tmp_path / "other")
+
+
+def test_the_floor_of_folds_weighs_them_by_their_test_samples():
+    def fold(test, **floor):
+        data = KNN.record.data.model_copy(update={"n": {"train": 50, "test": test}})
+        return KNN.record.model_copy(update={"data": data, "floor": floor})
+
+    folds = [fold(1, accuracy=0.0, nll=None), fold(3, accuracy=1.0, nll=2.0)]
+    assert board._floor(folds) == {"accuracy": 0.75, "nll": None}
+
+
+@pytest.mark.parametrize(("off", "right"), [(5e-10, True), (2e-9, False), (-2e-9, False)])
+def test_a_stated_value_is_that_of_the_rows_to_a_billionth(off, right, tmp_path):
+    value = POPULARITY.record.metrics["hr@10"].value
+    one = laid(tmp_path / "run", **{"metrics/hr@10/value": value + off})
+    if right:
+        board.verify(one)
+    else:
+        with pytest.raises(ZooError, match=r"hr@10 is .* in the record and .* by its rows; the record is wrong"):
+            board.verify(one)
+
+
+@pytest.mark.parametrize(
+    ("found", "changes", "told"),
+    [
+        (POPULARITY, {"metrics/hr@10/value": None}, r"hr@10 is None in the record and 0\."),
+        (POPULARITY, {"metrics/hr@7": {"value": 0.1, "low": None, "high": None, "better": "higher"}},
+         r"hr@7 is 0\.1 in the record and None by its rows"),
+        (KNN, {"slices/upright": KNN.record.model_dump()["slices"]["turned"]},
+         r"upright accuracy is 0\.\d+ in the record and None by its rows"),
+    ],
+    ids=["undefined in the record", "not of the rows", "a view without rows"],
+)  # fmt: skip
+def test_what_is_defined_in_one_alone_is_wrong(found, changes, told, tmp_path):
+    with pytest.raises(ZooError, match=told):
+        board.verify(laid(tmp_path / "run", found, **changes))
+
+
+@pytest.mark.parametrize("newer", [0, 1])
+def test_of_two_runs_of_one_recipe_seed_and_fold_the_newer_stands(newer, tmp_path):
+    times = ["2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"]
+    both = [laid(tmp_path / str(n), created=times[n == newer]) for n in range(2)]
+    (plan,) = board.plans(both)
+    assert plan.found == [both[newer]]
+
+
+def test_seeds_of_other_folds_never_share_a_board(tmp_path):
+    """Two seeds over folds 1 and 2, one over 1 and 3: one board of two rows would pool other rows for each."""
+
+    def run(fold, seed, model="distance-knn"):
+        changes = {"benchmark/split": f"fold{fold}", "recipe/scientific/data/split": f"fold{fold}"}
+        changes |= {"data/split_sha256": [str(fold) * 64], "seed": seed, "model/name": model}
+        return laid(tmp_path / f"{model}{fold}{seed}", KNN, slices={}, **changes)
+
+    made = [run(1, 0), run(2, 0), run(1, 1), run(2, 1), run(1, 0, "other"), run(3, 0, "other")]
+    planned = {plan.name.partition("@")[2]: plan.rows for plan in board.plans(made)}
+    assert planned == {"fold1-2": [[(made[0], made[1]), (made[2], made[3])]], "fold1+fold3": [[(made[4], made[5])]]}
+    assert {plan.name for plan in board.plans(made[::-1])} == {plan.name for plan in board.plans(made)}
+
+
+def test_a_view_is_of_the_rows_of_which_every_record_has_it(tmp_path):
+    full, bare = laid(tmp_path / "full", KNN), laid(tmp_path / "bare", KNN, seed=1, slices={})
+    other = laid(tmp_path / "other", KNN, **{"model/name": "other"})
+    planned = {plan.view: {one.path for one in plan.found} for plan in board.plans([full, bare, other])}
+    assert planned == {"": {full.path, bare.path, other.path}, "turned": {other.path}}
+
+
+@pytest.mark.parametrize(("found", "best"), [(POPULARITY, "high"), (KNN, "high"), ("bones-completion", "low")])
+def test_rows_stand_best_first_the_undefined_last_and_equals_by_name(found, best, tmp_path):
+    if isinstance(found, str):
+        found = next(one for one in COMMITTED if found in one.path.parts[-3])
+    primary = found.record.primary
+    stated = {"z-undefined": None, "a-undefined": None, "b": 0.2, "a": 0.2, "low": 0.0, "high": 0.3}
+    (one,) = board.boards(
+        laid(tmp_path / name, found, rows=False, slices={},
+             **{"model/name": name, f"metrics/{primary}/value": value})
+        for name, value in stated.items()
+    )  # fmt: skip
+    order = ["high", "a", "b", "low"] if best == "high" else ["low", "a", "b", "high"]
+    assert [row.model for row in one.rows] == [*order, "a-undefined", "z-undefined"]
+    assert {row.rank for row in one.rows} == {None} and {row.interval[primary] for row in one.rows} == {None}
+
+
+def row_of(name, value, draws):
+    return board.Row(name, name, (0,), {"m": value}, {"m": None}, (), {"m": np.asarray(draws, float)})
+
+
+def test_a_row_is_ahead_where_the_whole_interval_of_the_difference_is_on_its_side():
+    base = np.zeros(1000)
+    edge = np.where(np.arange(1000) < 40, -1.0, 1.0)  # 4 % of the replicates say the contrary, 1 % here:
+    clear = np.where(np.arange(1000) < 10, -1.0, 1.0)
+    rows = [row_of("base", 0, base), row_of("edge", 0.9, edge), row_of("clear", 0.98, clear)]
+    assert [board._rank(row, rows, "m", lower=False) for row in rows] == [2, 1, 1]
+    assert [board._rank(row, rows, "m", lower=True) for row in rows] == [1, 1, 2]
+    without = [*rows, row_of("without rows", 0.5, base)]
+    object.__setattr__(without[-1], "draws", {})
+    assert {board._rank(row, without, "m", lower=False) for row in without} == {None}
+
+
+def test_a_seed_without_its_rows_leaves_the_row_without_an_interval(tmp_path):
+    some = [laid(tmp_path / str(seed), seed=seed, rows=seed == 0) for seed in range(2)]
+    (one,) = board.boards(some)
+    (row,) = one.rows
+    assert row.seeds == (0, 1) and set(row.interval.values()) == {None} and row.rank is None and not row.draws
+    assert row.value["hr@10"] == POPULARITY.record.metrics["hr@10"].value
+
+
+def test_folds_without_their_rows_have_no_value(tmp_path):
+    """A metric of several folds is that of their pooled rows, never a mean of what the folds state."""
+    pair = [
+        laid(tmp_path / split, KNN, rows=False, slices={},
+             **{"benchmark/split": split, "recipe/scientific/data/split": split, "data/n/test": n})
+        for split, n in (("fold1", 73), ("fold2", 5))
+    ]  # fmt: skip
+    (one,) = board.boards(pair)
+    assert set(one.rows[0].value.values()) == {None} and one.n_test == 78
+    assert board.table(one)[1][2:5] == ["1", "undefined", "undefined"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "told"),
+    [
+        ({}, None, "predictions.npz is missing or is not what the record says"),
+        ({}, "other", "predictions.npz is missing or is not what the record says"),
+        ({"metrics/hr@10/value": 0.5}, "own", "hr@10 is 0.5 in the record"),
+    ],
+    ids=["no rows", "other rows", "wrong"],
+)
+def test_what_does_not_verify_is_not_added(changes, rows, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(board, "RECORDS", tmp_path / "records")
+    laid(tmp_path / "run", rows=rows == "own", **changes)
+    if rows == "other":
+        shutil.copy(KNN.predictions, tmp_path / "run" / "predictions.npz")
+    with pytest.raises(ZooError, match=told):
+        board.add(tmp_path / "run")
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_rows_are_added_up_to_the_largest_size(more, tmp_path, monkeypatch):
+    monkeypatch.setattr(board, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(board, "LARGEST_PREDICTIONS", POPULARITY.record.predictions.bytes - more)
+    laid(tmp_path / "run")
+    added = board.add(tmp_path / "run")
+    assert added == tmp_path / "records" / POPULARITY.path.relative_to(board.ROOT / "leaderboards" / "records")
+    assert added.with_suffix(".npz").is_file() is not more and board.read_record(added) == POPULARITY.record
+
+
+SETTINGS = "recipe/scientific"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": True}, "seed: Input should be a valid integer"),
+        ({"seed": "3"}, "seed: Input should be a valid integer"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"metrics/accuracy/value": "0.5"}, "metrics.accuracy.value: Input should be a valid number"),
+        ({"data/split_sha256": []}, "data.split_sha256: List should have at least 1 item"),
+        ({"data/manifest_sha256": "0" * 63}, "data.manifest_sha256: String should match pattern"),
+        ({"data/n/test": ...}, "data.n states no test part"),
+        ({f"{SETTINGS}/data": ...}, "recipe.scientific states no model or data"),
+        ({"metrics/balanced_accuracy": ...}, "metrics holds no balanced_accuracy, which is primary"),
+        ({"slices/turned/balanced_accuracy": ...}, "turned holds no balanced_accuracy, which is primary"),
+        ({"primary": "accuracy"}, "primary is accuracy, and balanced_accuracy of its task"),
+        ({"metrics/nll/better": "higher"}, "nll is better lower, not higher"),
+        ({"slices/turned/nll/better": "higher"}, "nll is better lower, not higher"),
+        ({"slices/turned/acuracy": {"value": 0.5, "low": None, "high": None, "better": "higher"}},
+         "unknown metric 'acuracy'; did you mean 'accuracy'"),
+    ],
+)  # fmt: skip
+def test_a_record_that_does_not_hang_together_is_refused(changes, told, tmp_path):
+    laid(tmp_path / "whole", KNN)
+    with pytest.raises(ZooError, match=re.escape(told)):
+        laid(tmp_path / "run", KNN, **changes)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_no_record_is_made_with_a_number_that_is_none(number):
+    with pytest.raises(ValueError, match="finite number"):
+        Record.model_validate(put(KNN.record.model_dump(), {"metrics/accuracy/value": number}))
+
+
+def test_folds_share_a_row_where_data_recipe_and_code_are_the_same():
+    def record(**changes):
+        split = {"benchmark/split": "fold2", f"{SETTINGS}/data/split": "fold2", "data/split_sha256": ["1" * 64]}
+        return Record.model_validate(put(KNN.record.model_dump(), split | changes))
+
+    one, other = KNN.record, record()
+    assert (one.board(), one.entry()) == (other.board(), other.entry())
+    assert one.board() != record(**{"data/manifest_sha256": "0" * 64}).board()
+    assert one.entry() != record(**{"recipe/code": {"model": "0" * 64}}).entry()
+    assert one.entry() != record(**{f"{SETTINGS}/model/neighbours": 7}).entry()
+    assert len(one.id) == 16
