@@ -1,5 +1,6 @@
 """Tasks: rows from outputs, losses and floors of all six, against values worked out by hand or by another library."""
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ from statezoo.zoo.data.base import Part
 from statezoo.zoo.data.spec import Inputs, Outputs, Spec
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.geometry.distances import chamfer, density_aware_chamfer, earth_mover
+from statezoo.zoo.nn.losses import soft_dice
 from statezoo.zoo.registry import entries, find
 
 
@@ -58,6 +60,13 @@ def test_classification_rows_and_floor():
     assert metrics.compute("classification", floor)["accuracy"] == 0.5
 
 
+def test_smoothed_labels_share_what_they_give_away():
+    scores, label = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.0, 1.0]]), torch.tensor([0, 1])
+    task = make("classification", classes=("a", "b", "c"), label_smoothing=0.3)
+    wanted = (torch.full((2, 3), 0.1) + 0.7 * torch.eye(3)[label]) * -scores.log_softmax(1)
+    assert task.loss({"x": scores, "label": label}).item() == pytest.approx(wanted.sum(1).mean().item(), rel=1e-6)
+
+
 def test_classification_needs_classes():
     with pytest.raises(ZooError, match="at least 2 classes"):
         make("classification", classes=("only",))
@@ -77,6 +86,31 @@ def test_segmentation_counts_are_the_confusion_matrix():
     assert floor["counts"][:, :, majority].sum() == (label >= 0).sum() == floor["counts"].sum()
 
 
+def test_segmentation_losses_are_weighed_and_leave_out_units_without_a_label():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 6, 3, generator=generator)
+    label = torch.tensor([[0, 1, 2, -1, 2, 0], [-1, -1, 1, 1, 0, -1]])
+    known = label >= 0
+    entropy = -scores.log_softmax(2)[known].gather(1, label[known][:, None]).mean().item()
+    batch = {"x": scores, "label": label}
+    for weights in ({"cross_entropy": 0.5}, {"cross_entropy": 0.5, "dice": 2.0}):
+        wanted = 0.5 * entropy + weights.get("dice", 0) * soft_dice(scores, label).item()
+        loss = make("segmentation", classes=("a", "b", "c"), **weights).loss(batch)
+        assert loss.item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_each_point_of_a_cloud_is_counted_with_the_class_of_its_nearest_drawn_one():
+    task = make("segmentation", classes=("a", "b"))
+    scores = torch.nn.functional.one_hot(torch.tensor([[0, 1]]), 2).float()
+    nearest, whole = np.array([[0, 0, 1, 1, 1]], np.int32), np.array([[0, 1, 1, 1, -1]], np.int8)
+    batch = {"x": scores, "label": torch.tensor([[0, 1]]), "index": torch.arange(1)}
+    batch |= {"nearest": torch.from_numpy(nearest), "all_label": torch.from_numpy(whole)}
+    assert task.batch_rows(batch)["counts"].tolist() == [[[1, 0], [1, 2]]]
+    tested = part(1, label=np.array([[0, 1]]), nearest=nearest, all_label=whole)
+    floor = task.trivial(part(1, label=np.array([[0, 0, 1, -1, -1, -1]])), tested)
+    assert floor["counts"].tolist() == [[[1, 0], [3, 0]]]
+
+
 def test_completion_distances():
     from scipy.spatial import cKDTree
 
@@ -89,7 +123,7 @@ def test_completion_distances():
         there, back = cKDTree(other[i]).query(one[i])[0], cKDTree(one[i]).query(other[i])[0]
         assert rows["cd_l1"][i] == pytest.approx((there.mean() + back.mean()) / 2, rel=1e-5)
         assert rows["cd_l2"][i] == pytest.approx((there**2).mean() + (back**2).mean(), rel=1e-5)
-    assert len(set(rows["cloud"])) == 3
+    assert rows["cloud"].tolist() == [hashlib.sha256(cloud.tobytes()).hexdigest()[:16] for cloud in one]
     assert task.loss(batch).item() == pytest.approx(rows["cd_l2"].mean(), rel=1e-5)
     floor = task.trivial(part(3, points=one, target=other), part(3, points=one, target=other))
     assert np.allclose(floor["cd_l1"], rows["cd_l1"])
@@ -166,6 +200,25 @@ def test_property_leaves_unknown_targets_out(kind):
     assert np.allclose(floor["value"], np.nanmean(target, 0)) and np.array_equal(
         floor["target"], target, equal_nan=True
     )
+
+
+def test_a_target_that_does_not_vary_is_not_divided_by_its_spread():
+    task = make("property", targets=("p", "q"))
+    train = part(3, target=np.array([[4.0, 1.0], [4.0, 3.0], [np.nan, np.nan]]))
+    task.accept(type("Data", (), {"part": lambda self, name: train})())
+    assert task.mean.tolist() == [4.0, 2.0] and task.std.tolist() == [1.0, 1.0]
+    batch = {"x": torch.tensor([[1.0, 0.0]]), "target": torch.tensor([[4.0, torch.nan]])}
+    assert task.loss(batch).item() == 1.0
+
+
+@pytest.mark.parametrize("kind", ["regression", "binary"])
+def test_a_batch_without_a_known_target_costs_nothing(kind):
+    spec = Spec(Inputs("tokens", {}), Outputs((), ("p", "q")), {})
+    task = find("task", "property").load()(Echo(), spec, kind=kind)
+    outputs = torch.ones(3, 2, requires_grad=True)
+    loss = task.loss({"x": outputs, "target": torch.full((3, 2), torch.nan)})
+    loss.backward()
+    assert loss.item() == 0 and not outputs.grad.any()
 
 
 def test_nan_outputs_are_an_error():

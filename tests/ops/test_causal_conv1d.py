@@ -97,6 +97,15 @@ def test_lengths_move_the_state_to_the_last_valid_step(segmented):
         close(state[row : row + 1], alone, **EXACT)
 
 
+@pytest.mark.parametrize("segmented", [False, True])
+def test_a_row_of_padding_alone_leaves_the_state_as_it_was(segmented):
+    x, weight, bias, initial = problem(batch=2, steps=4)
+    numbers = torch.tensor([[3, 3, 5, 5]] * 2) if segmented else None
+    _, state = causal_conv1d(x, weight, bias, initial=initial, lengths=torch.tensor([0, 4]), segments=numbers)
+    _, whole = causal_conv1d(x, weight, bias, initial=initial, segments=numbers)
+    close(state, torch.stack([initial[0], whole[1]]), **EXACT)
+
+
 @pytest.mark.parametrize("steps", [1, 127, 4097])
 def test_float32_stays_within_its_bound(steps):
     exact, narrow = (problem(steps=steps, dtype=dtype) for dtype in (torch.float64, torch.float32))
