@@ -8,6 +8,7 @@ import pytest
 from statezoo.zoo.cli import main
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import hash_file, read_json, write_json
+from statezoo.zoo.recipe import Recipe
 from statezoo.zoo.train import head
 from statezoo.zoo.train.run import train
 
@@ -180,6 +181,31 @@ def test_what_has_no_say_may_change(unfinished):
     words = ["train.workers=1", "train.save_every=9", "train.logger=CSVLogger"]
     train("popularity/ml-100k", words, resume=str(unfinished), quiet=True)
     assert (unfinished / "record.json").is_file()
+
+
+def test_a_setting_that_only_the_head_knows_is_an_edit(unfinished):
+    facts = read_json(unfinished / "data.json")
+    facts["recipe"]["model"]["beta"] = 2
+    write_json(unfinished / "data.json", facts)
+    with pytest.raises(ZooError, match=r"has been edited, the run began with model\.beta=2"):
+        train("popularity/ml-100k", resume=str(unfinished), quiet=True)
+
+
+def test_the_recipe_is_the_last_of_the_head_to_be_written(tmp_path, monkeypatch):
+    there, save = [], Recipe.save
+    monkeypatch.setattr(Recipe, "save", lambda self, path: there.append(tree(path.parent)) or save(self, path))
+    train("popularity/ml-100k", sample=True, folder=tmp_path / "run", quiet=True)
+    assert len(there) == 1 and {"data.json", "prep/spec.json"} <= set(there[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "commit"), [("node: " + "a" * 40, "a" * 40), ("node: $Format:%H$", None), (None, None)]
+)
+def test_an_archive_is_of_the_commit_that_git_wrote_into_it(text, commit, tmp_path, monkeypatch):
+    monkeypatch.setattr(head, "ROOT", tmp_path)
+    if text is not None:
+        (tmp_path / ".git_archival.txt").write_text(text + "\n")
+    assert head.code() == {"version": head.__version__, "commit": commit, "dirty": None}
 
 
 @pytest.mark.parametrize("damage", ["{", "{}", "[]", '{"sample": 1}', None])

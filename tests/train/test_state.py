@@ -1,6 +1,7 @@
 """The saved state: damage anywhere is found, and a run goes on only under the conditions that it was saved under."""
 
 import random
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ from statezoo.zoo.backbones.baselines.mlp import MLP
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import hash_file, read_json, write_json
 from statezoo.zoo.ops import backends
-from statezoo.zoo.train import engine, head, state
+from statezoo.zoo.train import csvlog, engine, head, state
 from statezoo.zoo.train.run import train
 
 SHORT = ["train.epochs=2", "train.log_every=4", "train.logger=null"]
@@ -168,6 +169,83 @@ def test_what_was_written_behind_the_state_is_cut_off(run, tmp_path):
     digits(run, resume=str(run))
     for name in ("metrics.csv", "model.safetensors", "predictions.npz"):
         assert hash_file(run / name) == hash_file(whole / name), name
+
+
+#: all that is carried from step to step; an epoch has 5 batches: states are saved at steps 3, 5, 6, 9 and 10
+CARRIED = [
+    "train.ema=0.9", "train.accumulate=3", "train.clip=1", "train.schedule=cosine", "train.warmup_steps=2",
+    "train.save_every=2", "train.log_every=4", "model.dropout=0.2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory):
+    return digits(tmp_path_factory.mktemp("carried") / "run", *CARRIED)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_run_goes_on_from_every_state_to_the_same_bytes(after, carried, tmp_path, monkeypatch):
+    run = stopped(tmp_path / "run", lambda run: digits(run, *CARRIED), monkeypatch, after)
+    assert state.load(run)["progress"]["step"] == (3, 6, 9)[after - 1]
+    digits(run, resume=str(run))
+    for name in ("metrics.csv", "model.safetensors", "predictions.npz"):
+        assert hash_file(run / name) == hash_file(carried / name), name
+    ended, whole = state.load(run), state.load(carried)
+    assert ended["progress"] | {"seconds": 0} == whole["progress"] | {"seconds": 0} and whole["progress"]["step"] == 10
+    assert (ended["log"], ended["losses"]) == (whole["log"], whole["losses"])
+    assert not (run / "checkpoints" / state.BEFORE).exists()
+
+
+def test_a_state_is_on_the_disk_behind_the_log_that_it_counts(tmp_path, monkeypatch):
+    order = []
+    for module, name in ((csvlog, "metrics.csv"), (state, state.NAME)):
+        seen = lambda path, sync=module.sync, name=name: order.append((path.name == name, name)) or sync(path)  # noqa: E731
+        monkeypatch.setattr(module, "sync", seen)
+    digits(tmp_path / "run")
+    assert order == [(True, "metrics.csv"), (True, state.NAME)] * 2
+
+
+WRONG = {
+    "no batch": ({"losses": []}, "losses"),
+    "one sum": ({"losses": [[1.0]]}, "losses"),
+    "a truth": ({"losses": [[True, 0.0]]}, "losses"),
+    "no number": ({"losses": [[0.0, float("nan")]]}, "losses"),
+    "averages in a list": ({"ema": []}, "ema"),
+    "no averages": ({"ema": ...}, "ema"),
+    "a hash of no text": ({"best_sha256": 3}, "best_sha256"),
+    "no hash": ({"best_sha256": ...}, "best_sha256"),
+    "backends in a list": ({"backends": []}, "backends"),
+    "before the first step": ({"progress/step": -1}, "progress.step"),
+    "a step too few": ({"progress/stale": ...}, "progress.stale"),
+    "something more": ({"progress/more": 1}, "progress"),
+    "stopped by a number": ({"progress/stopped": 0}, "progress"),
+    "a best in words": ({"progress/best": "0.5"}, "progress.best"),
+    "no best": ({"progress/best": ...}, "progress"),
+    "fewer than no bytes": ({"log/bytes": -1}, "log"),
+    "bytes in words": ({"log/bytes": "9"}, "log"),
+    "a log without a hash": ({"log/sha256": None}, "log"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_state_that_lacks_what_a_run_goes_on_from_names_it(case, begun):
+    saved, (changes, named) = state.load(begun), WRONG[case]
+    engine.check_state(saved, begun)
+    for place, value in changes.items():
+        *inner, name = place.split("/")
+        at = saved[inner[0]] if inner else saved
+        at.pop(name) if value is ... else at.update({name: value})
+    with pytest.raises(ZooError, match=rf"is no state to go on from \({re.escape(named)} is missing"):
+        engine.check_state(saved, begun)
+
+
+def test_a_clean_run_that_goes_on_with_edited_code_is_dirty(run, capsys, monkeypatch):
+    clean = {"version": "1", "commit": "1" * 40, "dirty": False}
+    write_json(run / "data.json", read_json(run / "data.json") | {"code": clean})
+    monkeypatch.setattr(head, "code", lambda: clean | {"dirty": True})
+    train("mlp/digits", resume=str(run))
+    assert "the code has changed" not in capsys.readouterr().out
+    assert read_json(run / "record.json")["code"] == clean | {"dirty": True}
 
 
 def test_a_run_that_goes_on_under_another_commit_is_no_commits(run, capsys):

@@ -1,5 +1,7 @@
 """What the `train` section promises: each setting has its effect, and failures end in one line with a remedy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import read_json
 from statezoo.zoo.train.config import TrainConfig
 from statezoo.zoo.train.csvlog import read_log
+from statezoo.zoo.train.engine import Engine
 from statezoo.zoo.train.optim import make_optimizer, parameter_groups
 from statezoo.zoo.train.run import train
+from statezoo.zoo.train.state import load as load_state
 
 SHORT = ["train.epochs=2", "train.logger=null"]
 
@@ -117,6 +121,24 @@ def test_ema_evaluates_the_average(tmp_path):
     )
 
 
+def test_the_average_moves_once_an_optimiser_step(tmp_path):
+    words = ("train.ema=0.75", "train.accumulate=5")
+    start = load_file(digits(tmp_path / "start", "train.lr=0") / "model.safetensors")["embed.weight"]
+    states = [load_state(digits(tmp_path / str(n), *words, f"train.max_steps={n}")) for n in (5, 10)]
+    (first, second), (one, two) = ([s[kind]["embed.weight"] for s in states] for kind in ("model", "ema"))
+    assert torch.allclose(one, start.lerp(first, 0.25), atol=1e-7)
+    assert torch.allclose(two, one.lerp(second, 0.25), atol=1e-7) and not torch.equal(one, two)
+
+
+def test_whole_numbers_of_a_model_are_copied_into_the_average():
+    model = torch.nn.BatchNorm1d(2)
+    own = SimpleNamespace(config=SimpleNamespace(ema=0.5), ema={k: v.clone() for k, v in model.state_dict().items()})
+    model.num_batches_tracked += 3
+    model.weight.data += 1
+    Engine._update_ema(own, SimpleNamespace(model=model))
+    assert own.ema["num_batches_tracked"] == 3 and own.ema["weight"].tolist() == [1.5, 1.5]
+
+
 def test_patience_stops_early(tmp_path):
     run = digits(tmp_path / "run", "train.lr=0", "train.patience=2", "train.epochs=9")
     steps, _ = read_log(run / "metrics.csv")[("valid", "balanced_accuracy")]
@@ -127,6 +149,7 @@ def test_max_steps_and_eval_every(tmp_path):
     run = digits(tmp_path / "run", "train.max_steps=7", "train.epochs=9", "train.eval_every=2")
     curves = read_log(run / "metrics.csv")
     assert curves[("train", "loss")][0][-1] == 7
+    assert curves[("valid", "accuracy")][0] == [7], "the first epoch is passed over, the last step is not"
     assert read_json(run / "record.json")["cost"]["train_steps"] == 7
 
 
@@ -299,7 +322,8 @@ def test_schedules():
 
 def test_optimizers_by_name():
     model = torch.nn.Linear(2, 2)
-    assert isinstance(make_optimizer(model, TrainConfig(optimizer="sgd"), 1)["optimizer"], torch.optim.SGD)
+    sgd = make_optimizer(model, TrainConfig(optimizer="sgd"), 1)["optimizer"]
+    assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.9
     assert type(make_optimizer(model, TrainConfig(optimizer="lamb"), 1)["optimizer"]).__name__ == "Lamb"
     with pytest.raises(ZooError, match="unknown optimizer 'adamm'"):
         make_optimizer(model, TrainConfig(optimizer="adamm"), 1)
@@ -322,6 +346,11 @@ def test_weight_decay_spares_vectors_and_what_modules_exempt():
     decayed, free = parameter_groups(model, 0.1)
     assert [p.shape for p in decayed["params"]] == [model[0].linear.weight.shape] and decayed["weight_decay"] == 0.1
     assert free["weight_decay"] == 0 and any(p is model[0].A_log for p in free["params"]) and len(free["params"]) == 4
+    alone = parameter_groups(model[0], 0.1)  # the module that exempts is the model itself
+    assert [len(group["params"]) for group in alone] == [1, 4]
+    model[0].linear.weight.requires_grad_(False)
+    (free,) = parameter_groups(model, 0.1)
+    assert len(free["params"]) == 4 and free["weight_decay"] == 0
 
 
 def test_loggers_by_recipe(tmp_path):
