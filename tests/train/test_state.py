@@ -248,6 +248,25 @@ def test_a_clean_run_that_goes_on_with_edited_code_is_dirty(run, capsys, monkeyp
     assert read_json(run / "record.json")["code"] == clean | {"dirty": True}
 
 
+def test_weights_that_changed_before_a_first_state_are_refused(tmp_path, monkeypatch):
+    weights = digits(tmp_path / "weights", "train.max_steps=1")
+    start = shutil.copy(weights / "model.safetensors", tmp_path / "start.safetensors")
+    run, whole = tmp_path / "run", start.read_bytes()
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "save", stop)
+        digits(run, f"train.init_from={start}")
+    shutil.copy(digits(tmp_path / "other", "train.max_steps=1", "seed=1") / "model.safetensors", start)
+    with pytest.raises(ZooError, match=r"the weights at train\.init_from have changed since it began; put them back"):
+        digits(run, resume=str(run))
+    start.write_bytes(whole)
+    digits(run, resume=str(run))
+    assert read_json(run / "record.json")["model"]["pretrained"]
+
+
 def test_a_run_that_goes_on_under_another_commit_is_no_commits(run, capsys):
     facts = read_json(run / "data.json")
     then = facts["code"] | {"commit": "0" * 40, "dirty": False}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from ... import __version__
@@ -64,7 +65,8 @@ def go_on(run: Path, recipe: Recipe, dataset, spec, begun: bool) -> list[str]:
             f"{run}: what is fitted on the data comes out otherwise than when it began, though the data are the same; "
             "resume with the code and the versions that it began with, or start a new run"
         )
-    if not begun and recipe.start_sha256() != head.get("start_sha256"):
+    # `recipe` carries the hash that the head has noted; here the file itself is meant
+    if not begun and replace(recipe, start=None).start_sha256() != head.get("start_sha256"):
         raise ZooError(
             f"{run}: the weights at train.init_from have changed since it began; put them back, or start a new run"
         )
