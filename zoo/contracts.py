@@ -184,6 +184,8 @@ def tasks_have_a_floor(cls: type[Dataset], config: dict) -> None:
     """For every task the trivial model's rows are valid and its primary metric is a number."""
     for name in [config["task"]] if "task" in config else cls.tasks:
         adapter = cls.sample(**(config | ({"task": name} if cls.by_task else {})))
+        if not adapter.evaluates:
+            return
         spec = adapter.prepare()
         task: Task = find("task", name).load()(torch.nn.Identity(), spec)
         rows = task.trivial(adapter.part("train"), adapter.part("test"))
@@ -202,6 +204,8 @@ def predicting_reads_as_evaluation_did(cls: type[Dataset], config: dict) -> None
     for name in [config["task"]] if "task" in config else cls.tasks:
         given = config | ({"task": name} if cls.by_task else {})
         adapter, reader = cls.sample(**given), cls.sample(**given)
+        if not adapter.evaluates:
+            return
         spec, test = adapter.prepare(), adapter.part("test")
         with tempfile.TemporaryDirectory() as folder:
             prep = Path(folder) / "prep"

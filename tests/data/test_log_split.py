@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from statezoo.zoo.api import create_dataset, create_model
 from statezoo.zoo.data.log_reader import RawLog
 from statezoo.zoo.data.log_sample import generate
-from statezoo.zoo.data.log_split import assert_no_leak, find_duplicates, global_time, k_core, leave_two_out
+from statezoo.zoo.data.log_split import assert_no_leak, everything, find_duplicates, global_time, k_core, leave_two_out
 from statezoo.zoo.data.logs import EvalUsers, TrainWindows, hash_user
 from statezoo.zoo.data.spec import Inputs, Outputs, Spec
 from statezoo.zoo.errors import ZooError
@@ -124,6 +124,29 @@ def test_leave_two_out_equals_the_loop(rows, k):
     every = [item for items in expected["train"].values() for item in items]
     assert log.trained().tolist() == [every.count(item) for item in log.items]
     assert_no_leak("leave-two-out", log.arrays, log.counts)
+
+
+@given(ROWS, K)
+def test_everything_equals_the_loop(rows, k):
+    left = kept(rows, k)
+    if not left:
+        with pytest.raises(ZooError, match=f"no event is left of {len(rows)} .* set data.k_core lower"):
+            everything(raw(rows), k)
+        return
+    log = everything(raw(rows), k)
+    events = {user: [rows[n] for n in numbers] for user, numbers in by_user(rows, left).items()}
+    train = {f"u{user}": [str(item) for _, item, _ in mine] for user, mine in events.items()}
+    assert read_back(log) == {"train": train, "valid": {}, "test": {}}
+    start, time = log.arrays["start"], log.arrays["time"]
+    times = {user: time[start[u] : start[u + 1]].tolist() for u, user in enumerate(log.users)}
+    assert times == {f"u{user}": [row[2] for row in mine] for user, mine in events.items()}
+    assert log.items == sorted({str(rows[n][1]) for n in left})
+    assert log.counts == {
+        "users": len(train), "items": len(log.items), "events_in_file": len(rows), "events_after_k_core": len(left),
+    }  # fmt: skip
+    every = [item for items in train.values() for item in items]
+    assert log.trained().tolist() == [every.count(item) for item in log.items]
+    assert_no_leak("all", log.arrays, log.counts)
 
 
 @given(ROWS, K)

@@ -94,6 +94,8 @@ class Dataset:
     reading: ClassVar[tuple[str, ...]] = ()
     #: the adapter that reads the domain's plain form, DataFrames too, for runs of this one; "" where there is none
     plain: ClassVar[str] = ""
+    #: the split that trains on everything and holds nothing out, for the model that serves; "" where there is none
+    split_of_all: ClassVar[str] = ""
     #: arguments that shape the data of the embedded sample (shorter sequences, fewer points)
     tiny: ClassVar[dict] = {}
     #: arguments that came after results were recorded, with the value that does what was done before (see recipe.py)
@@ -134,6 +136,11 @@ class Dataset:
     def split_version(self) -> str | None:
         """Raised where a split is made in another way than before, so that boards do not mix; None: the first."""
         return None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the split holds something out: where it does not, the parts `valid` and `test` are empty."""
+        return not self.split_of_all or getattr(self, "split", None) != self.split_of_all
 
     # what an adapter implements -----------------------------------------------------------------------------------
 
@@ -277,7 +284,7 @@ class Dataset:
         if self._prepared is None:
             self.require()
             spec, parts = self.build()
-            for needed in ("train", "valid", "test"):
+            for needed in ("train", "valid", "test") if self.evaluates else ("train",):
                 if needed not in parts or not len(parts[needed]):
                     raise ZooError(
                         f"{self.key}: the {needed} part of the split is empty; give more data or another split"

@@ -9,6 +9,7 @@ Tie rule: events are sorted by (user, time, row of the file), so that events of 
   or as stated; the k-core of what lies before the first is trained and says which items are known. A user's last
   event between the cuts is a validation target and the last one after the second a test target, given all earlier
   events of that user with known items, whether the user was trained or not: what a recommender has when it serves.
+- `everything`: the k-core of all events trains and nothing is held out, for the model that serves in the end.
 
 A target that training never saw stays a target, which no model can rank: it is a miss.
 """
@@ -64,12 +65,7 @@ def find_duplicates(log: RawLog) -> np.ndarray:
 
 def leave_two_out(log: RawLog, k: int) -> SplitLog:
     """The papers' split: last event tests, second last validates; users with fewer than three events only train."""
-    keep = k_core(log.user, log.item, k)
-    if not keep.any():
-        raise ZooError(
-            f"no event is left of {len(log)} when users and items need {k} events each; set data.k_core lower"
-        )
-    history = _histories(log, np.flatnonzero(keep), sorted_items(log, log.item[keep]))
+    history = _core(log, k)
     a = history.arrays
     end, size = a["start"][1:], np.diff(a["start"])
     tested = np.flatnonzero(size >= 3)
@@ -79,12 +75,20 @@ def leave_two_out(log: RawLog, k: int) -> SplitLog:
         _targets(a, part, tested, a["item"][at], a["time"][at], at)
     seen = np.append(False, history.trained() > 0)
     history.counts |= {
-        "events_in_file": len(log),
-        "events_after_k_core": int(keep.sum()),
         "users_with_fewer_than_3_events": int((size < 3).sum()),
         "items_unseen_in_training": int((~seen[1:]).sum()),
         **{f"{part}_targets_unseen_in_training": int((~seen[a[f"{part}_item"]]).sum()) for part in ("valid", "test")},
     }
+    return history
+
+
+def everything(log: RawLog, k: int) -> SplitLog:
+    """All events of the k-core train: there are no targets."""
+    history = _core(log, k)
+    a, none = history.arrays, np.zeros(0, np.int64)
+    a["train_end"] = a["start"][1:].copy()
+    for part in ("valid", "test"):
+        _targets(a, part, none, none, none, none)
     return history
 
 
@@ -195,6 +199,18 @@ def _histories(log: RawLog, rows: np.ndarray, vocabulary: list[str]) -> SplitLog
     return SplitLog(
         arrays, [log.users[u] for u in present], vocabulary, {"users": len(present), "items": len(vocabulary)}
     )
+
+
+def _core(log: RawLog, k: int) -> SplitLog:
+    """The histories of the k-core of all events."""
+    keep = k_core(log.user, log.item, k)
+    if not keep.any():
+        raise ZooError(
+            f"no event is left of {len(log)} when users and items need {k} events each; set data.k_core lower"
+        )
+    history = _histories(log, np.flatnonzero(keep), sorted_items(log, log.item[keep]))
+    history.counts |= {"events_in_file": len(log), "events_after_k_core": int(keep.sum())}
+    return history
 
 
 def _history_end(history: SplitLog, log: RawLog, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,12 +20,12 @@ from .base import Dataset, Part
 from .cache import cached
 from .log_reader import RawLog
 from .log_sample import Events, generate
-from .log_split import SplitLog, assert_no_leak, find_duplicates, global_time, leave_two_out
+from .log_split import SplitLog, assert_no_leak, everything, find_duplicates, global_time, leave_two_out
 from .log_times import in_unit, parse_moment
 from .spec import Inputs, Outputs, Spec, Tensor
 
 CODE_VERSION = 3  # raise when reading, filtering or splitting changes: cached arrays are then made anew
-SPLITS = ("leave-two-out", "global-time")
+SPLITS = ("leave-two-out", "global-time", "all")
 QUANTILES = (0.8, 0.9)
 WINDOWS = ("all-positions", "per-prefix")
 TIMESTAMPS = ("exact", "float32")
@@ -114,7 +114,7 @@ class EvalUsers(Part):
             "length": np.minimum(end - begin, self.max_len),
         }
         if "history" in self.asked:  # a batch with one user of a million events takes gigabytes
-            past, known = _places(begin, end - begin, int((end - begin).max()))
+            past, known = _places(begin, end - begin, int((end - begin).max(initial=0)))
             batch["history"] = np.where(known, self.item[past], 0).astype(np.int64)
         return batch if self.target is None else batch | {"target": self.target[index].astype(np.int64)}
 
@@ -135,6 +135,7 @@ class LogDataset(Dataset):
     tiny = {"max_len": 20}
     added_later = {"timestamps": "exact", "cut": None}
     plain = "log"
+    split_of_all = "all"
     #: what `read_file` counts times in; a subclass of another unit states it
     time_unit = "s"
     #: the zone of times that state none
@@ -147,7 +148,7 @@ class LogDataset(Dataset):
         *,
         root: Path | str | None = None,
         subset: str | None = None,
-        split: Literal["leave-two-out", "global-time"] = "leave-two-out",
+        split: Literal["leave-two-out", "global-time", "all"] = "leave-two-out",
         max_len: int = 50,
         k_core: int = 5,
         windows: Literal["all-positions", "per-prefix"] = "all-positions",
@@ -160,6 +161,8 @@ class LogDataset(Dataset):
 
         `cut`: the moment from which on events are tested, or those of validation and test, as whole numbers of the
         log's unit or ISO 8601; with one, training and validation share what is earlier by the ratio of the quantiles.
+
+        `split="all"` trains on everything and tests nothing: the model to serve, after others were compared.
 
         `timestamps="float32"` is a quirk of RecBole: times are rounded before events are sorted (seconds near 1e9 to
         multiples of 64), which changes orders and targets. Its records stand on boards of their own.
@@ -182,7 +185,7 @@ class LogDataset(Dataset):
     def split_name(self) -> str:
         """The split, where it is cut if it is not as usual, and that times are rounded where they are."""
         words = [self.split, *map(str, self.moments())]
-        if self.split == "global-time" and not self.cut and self.quantiles != QUANTILES:
+        if self.split == "global-time" and self.cut is None and self.quantiles != QUANTILES:
             words += map(str, self.quantiles)
         return "-".join(words if self.timestamps == "exact" else [*words, self.timestamps])
 
@@ -264,6 +267,8 @@ class LogDataset(Dataset):
         raw, repeated = self._read(self.log_file())
         if self.split == "leave-two-out":
             log = leave_two_out(raw, self.k_core)
+        elif self.split == self.split_of_all:
+            log = everything(raw, self.k_core)
         else:
             log = global_time(raw, self.k_core, self.quantiles, self.moments())
         log.counts["duplicates_dropped"] = repeated
