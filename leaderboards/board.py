@@ -26,6 +26,7 @@ from ..zoo.errors import ZooError, printable, unknown
 from ..zoo.files import hash_file, runs_root, write_json
 from ..zoo.foreign import below, reading
 from ..zoo.registry import ROOT
+from ..zoo.runs import refuse_unscored
 from ..zoo.seeding import generator
 from ..zoo.train.rows import load_rows
 from .schema import LARGEST_PREDICTIONS, Record, read_record
@@ -267,6 +268,7 @@ def hierarchical(seeds: tuple[tuple[Found, ...], ...], view: str = "") -> tuple[
 
 def add(run: Path) -> Path:
     """Copy the record of a finished run, and its predictions where they are small, to the committed records."""
+    refuse_unscored(run)
     if not (run / "record.json").is_file():
         raise ZooError(f"{run}: no record.json; give the folder of a finished run")
     found = Found(read_record(run / "record.json"), run / "record.json")

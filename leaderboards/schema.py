@@ -51,17 +51,22 @@ class _Strict(BaseModel):
         return {name: value for name, value in write(self).items() if value is not None or fields[name].is_required()}
 
 
-class Benchmark(_Strict):
-    """What makes scores comparable: the same test, measured in the same way."""
+class TrainedOn(_Strict):
+    """Data set, task and split by name."""
 
     dataset: Name
     version: Name
     task: Name
     split: Name | None
     split_version: Name | None = Field(None, description="raised where the split is made in another way than before")
+    sample: bool = Field(description="True: the embedded synthetic sample, never shown beside real data")
+
+
+class Benchmark(TrainedOn):
+    """What makes scores comparable: the same test, measured in the same way."""
+
     protocol: dict[str, Any] = Field(description="task options that decide the metrics")
     metric_version: Name
-    sample: bool = Field(description="True: the embedded synthetic sample, never shown beside real data")
 
     @property
     def name(self) -> str:
@@ -120,7 +125,9 @@ class Environment(_Strict):
     device: str
     precision: str
     threads: Count
-    mixer_backend: str | None = Field(description="what served the ops of the core on the test part, null for none")
+    mixer_backend: str | None = Field(
+        description="what served the ops of the core on the test part (in training where there is none), null for none"
+    )
     world_size: Count
     deterministic: bool | None
 
@@ -151,15 +158,20 @@ class Predictions(_Strict):
     bytes: Count
 
 
-class Cost(_Strict):
+class TrainingCost(_Strict):
     """What it took; seconds are wall time on a machine that may have been shared."""
 
     train_seconds: Seconds
     train_steps: Count
-    best_step: Count | None
-    eval_seconds: Seconds
     peak_memory_bytes: Count | None
     train_samples_per_second: Seconds | None
+
+
+class Cost(TrainingCost):
+    """The same, with what evaluating took and where the best weights were."""
+
+    best_step: Count | None
+    eval_seconds: Seconds
 
 
 class Record(_Strict):
@@ -238,16 +250,41 @@ class Record(_Strict):
         return self.model.name, hash_json(self.settings())
 
 
+class Final(_Strict):
+    """A run that was trained on everything: what it is, without a score, since nothing was held out."""
+
+    schema_version: Literal["1"] = SCHEMA_VERSION
+    trained_on: TrainedOn
+    data: Data
+    model: ModelFacts
+    recipe: RecipeFacts
+    seed: Count
+    code: Code
+    environment: Environment
+    cost: TrainingCost
+    created: str = Field(description="UTC, ISO 8601")
+
+
+def _validated(schema: type[_Strict], path: Path, what: str):
+    """A file of a schema; raises `ZooError` with the first key that is wrong."""
+    try:
+        return schema.model_validate(read_json(path, largest=LARGEST_RECORD))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or what
+        raise ZooError(f"{path}: {place}: {first['msg']}; {what}s are written by runs, not by hand") from error
+
+
+def read_final(path: Path) -> Final:
+    """The `final.json` of a run on everything, validated."""
+    return _validated(Final, path, "file")
+
+
 def read_record(path: Path) -> Record:
     """A record file, validated; raises `ZooError` with the first key that is wrong."""
     from ..zoo import metrics
 
-    try:
-        record = Record.model_validate(read_json(path, largest=LARGEST_RECORD))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "record"
-        raise ZooError(f"{path}: {place}: {first['msg']}; records are written by runs, not by hand") from error
+    record = _validated(Record, path, "record")
     task = record.benchmark.task
     if task not in metrics.TASKS:
         raise ZooError(f"{path}: {unknown('task', task, metrics.TASKS)}")

@@ -54,7 +54,7 @@ def bench_recipe(source: str, overrides, *, sample: bool, steps: int) -> tuple[d
             optimizer.step()
             _synchronize(device)
             times.append(time.perf_counter() - began)
-    evaluated = next(iter(data.eval_dataloader("test")))
+    evaluated = next(iter(data.eval_dataloader(s.given)))
     s.task.eval()
     forward = []
     with torch.inference_mode(), autocast(device, s.config.precision):

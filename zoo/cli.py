@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import __version__
 from .errors import ZooError, unknown
-from .runs import reader_of, reading_of, require_begun, require_finished, task_options
+from .runs import finished, reader_of, reading_of, refuse_unscored, require_begun, require_finished, task_options
 from .source import stated
 from .trust import trusting
 
@@ -292,11 +292,13 @@ def _train(options) -> None:
         quiet=options.json,
     )
     if options.json:
-        print(json.dumps({"run": str(run), "record": read_json(run / "record.json")}))
+        mark = finished(run)
+        print(json.dumps({"run": str(run), mark.stem: read_json(mark)}))
 
 
 def _eval(options) -> None:
     require_finished(options.run)
+    refuse_unscored(options.run)
     from .train.inference import evaluate_run
 
     facts, lines = evaluate_run(options.run)

@@ -147,6 +147,30 @@ def load(source: str, overrides: Iterable[str] = (), *, sample: bool = False, wo
         return _check(_changed(raw, changes, source), recipe_id, note)
 
 
+def of_split(source: str, split: str) -> str:
+    """The id of the same recipe on another split."""
+    model, slash, rest = _split(source)
+    return f"{model}{slash}{rest.partition('@')[0]}@{split}"
+
+
+def differences(wanted: Recipe, base: Recipe) -> list[str]:
+    """The overrides that make `wanted` of a recipe with the same names; those of the machine are left out."""
+    from .train.config import OPERATIONAL
+
+    changed = {
+        f"{section}.{key}": value
+        for section in SECTIONS
+        for key, value in getattr(wanted, section).items()
+        if value != getattr(base, section).get(key) and not (section == "train" and key in OPERATIONAL)
+    } | ({"seed": wanted.seed} if wanted.seed != base.seed else {})
+
+    def written(value) -> str:
+        text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf)
+        return text.strip()[1:-1]  # of a list, where YAML puts no end behind it
+
+    return [f"{key}={written(value)}" for key, value in changed.items()]
+
+
 def check_names(source: str, overrides: Iterable[str] = ()) -> None:
     """Refuse what `load` would refuse by its name, before a model, data set or task is imported."""
     raw, recipe_id, _ = _source(source)

@@ -10,12 +10,31 @@ from .errors import ZooError, unknown
 from .registry import Entry, find
 from .source import arguments, stated
 
+#: what a run writes last, and so is finished by: its record, or what it was where nothing was held out to score
+FINISHED = ("record.json", "final.json")
+
+
+def finished(run: Path) -> Path | None:
+    """The file that a run is finished by; None where it is not."""
+    return next((run / name for name in FINISHED if (run / name).is_file()), None)
+
 
 def require_finished(run: Path) -> None:
     """Refuse a folder that is not that of a finished run."""
-    for name in ("recipe.yaml", "model.safetensors", "record.json"):
+    for name in ("recipe.yaml", "model.safetensors"):
         if not (run / name).is_file():
             raise ZooError(f"{run}: no {name}; give the folder of a finished run")
+    if finished(run) is None:
+        raise ZooError(f"{run}: no {FINISHED[0]}; give the folder of a finished run")
+
+
+def refuse_unscored(run: Path) -> None:
+    """Refuse a finished run that has no record."""
+    if finished(run) == run / "final.json":
+        raise ZooError(
+            f"{run}: was trained on everything, nothing was held out to score it by; train another run with a split "
+            "that holds something out"
+        )
 
 
 def require_begun(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a training run tells on the terminal: a live bar where there is one, a line per evaluation everywhere."""
+"""What a training run tells on the terminal: a live bar where there is one; always a line per evaluation or epoch."""
 
 from __future__ import annotations
 
@@ -52,12 +52,15 @@ class Console:
         self, epoch: int, step: int, name: str, value: float | None, best: float | None, stopped: bool
     ) -> None:
         """An evaluation is done."""
-        rate = (time.perf_counter() - self.began) / max(1, step - self.first)
-        left = "stops early" if stopped else f"{rate * (self.total - step):.0f} s left"
         shown = "undefined" if value is None else f"{value:.4f}"
         mark = " *" if value is not None and value == best else ""
-        done = f"epoch {epoch:>4}  step {step:>6}/{self.total}  loss {self.train_loss:.4f}"
-        self.line(f"{done}  valid {name} {shown}{mark}  {left}")
+        self.epoch(epoch, step, f"  valid {name} {shown}{mark}", stopped)
+
+    def epoch(self, epoch: int, step: int, told: str = "", stopped: bool = False) -> None:
+        """An epoch is done; `told` is what evaluating behind it found."""
+        rate = (time.perf_counter() - self.began) / max(1, step - self.first)
+        left = "stops early" if stopped else f"{rate * (self.total - step):.0f} s left"
+        self.line(f"epoch {epoch:>4}  step {step:>6}/{self.total}  loss {self.train_loss:.4f}{told}  {left}")
 
     def stop(self) -> None:
         """Take the bar away."""

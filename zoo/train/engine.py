@@ -123,7 +123,9 @@ class Engine(L.Callback):
         if p.step % self.config.log_every == 0 or ends:
             self._log_loss(trainer, ends)
         if ends:
-            if (p.step // self.per_epoch) % self.config.eval_every == 0 or last:
+            if not self.data.dataset.evaluates:
+                self._go_without_evaluation(trainer, task, last)
+            elif (p.step // self.per_epoch) % self.config.eval_every == 0 or last:
                 self._evaluate(trainer, task)
             self.due = True
         elif self.config.save_every and p.step % self.config.save_every == 0:
@@ -200,6 +202,15 @@ class Engine(L.Callback):
         p.stopped = self.config.patience is not None and p.stale >= self.config.patience
         self.console.evaluated(self.epoch, p.step, task.primary, value, p.best, p.stopped)
         self.began = time.perf_counter()
+
+    def _go_without_evaluation(self, trainer: L.Trainer, task: Task, last: bool) -> None:
+        """Where nothing is held out the last weights are the best ones."""
+        if last:
+            self.progress.best_step = self.progress.step
+            with self.averaged(task):
+                if trainer.is_global_zero:
+                    self.best.replace(lambda path: _save_weights(task, path))
+        self.console.epoch(self.epoch, self.progress.step)
 
     def _clock(self) -> None:
         now = time.perf_counter()

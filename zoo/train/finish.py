@@ -1,5 +1,7 @@
 """The end of a run: best weights, test rows, metrics with intervals, the record, pictures and the table.
 
+Where the split holds nothing out there are no rows and no record: `final.json` says what the run is.
+
 Everything here is a function of what training left in the folder, so that a run killed in this phase ends the same.
 """
 
@@ -21,12 +23,15 @@ from ...leaderboards.schema import (
     Cost,
     Data,
     Environment,
+    Final,
     Interval,
     Metric,
     ModelFacts,
     Predictions,
     RecipeFacts,
     Record,
+    TrainedOn,
+    TrainingCost,
 )
 from .. import metrics, plots
 from ..backbones.base import parameter_count
@@ -35,6 +40,7 @@ from ..ops.backends import serving
 from . import head
 from .console import Console
 from .evaluate import collect
+from .final import command
 from .rows import save_rows
 
 RESAMPLES, LEVEL = 1000, 0.95
@@ -43,11 +49,29 @@ RESAMPLES, LEVEL = 1000, 0.95
 def finish(s, run: Path, done: dict, console: Console) -> Path:
     """Evaluate on the test part and write everything a finished run holds; returns the folder."""
     ranks = {"rank": done.get("rank", 0), "world": done["world"]}
-    data = s.datamodule()
     device = done["device"]
     if not s.fitted:
         s.task.to(device)
     _load_best(s.task.model, run / "checkpoints" / "best.safetensors", ranks)
+    if s.dataset.evaluates:
+        return _finish_scored(s, run, done, console, ranks)
+    if ranks["rank"] == 0:
+        _save_model(s, run)
+        write_json(run / "final.json", _final(s, run, done).model_dump())
+        for line in unscored_summary(s, run):
+            console.line(line)
+    return run
+
+
+def _save_model(s, run: Path) -> None:
+    s.task.to("cpu") if not s.fitted else None
+    s.task.model.save(run, s.recipe.model["name"], s.recipe.code_of("model"))
+    if (run / "metrics.csv").is_file():
+        plots.curves(run)
+
+
+def _finish_scored(s, run: Path, done: dict, console: Console, ranks: dict) -> Path:
+    data, device = s.datamodule(), done["device"]
     began = time.perf_counter()
     how = {"device": device, "precision": s.config.precision, "ranks": ranks}
     with serving() as backends:
@@ -56,17 +80,22 @@ def finish(s, run: Path, done: dict, console: Console) -> Path:
     sliced = {name: collect(s.task, data, part, **how) for name, part in s.dataset.slices().items()}
     if ranks["rank"]:
         return run
-    s.task.to("cpu") if not s.fitted else None
-    s.task.model.save(run, s.recipe.model["name"], s.recipe.code_of("model"))
+    _save_model(s, run)
     save_rows(run / "predictions.npz", rows, sliced)
     record = _record(s, run, rows, sliced, done, eval_seconds, backends)
-    if (run / "metrics.csv").is_file():
-        plots.curves(run)
     s.task.pictures(run / "plots", rows, s.dataset.part("test"))
     write_json(run / "record.json", record.model_dump())
-    for line in summary(record, run, s.recipe.words):
+    for line in [*summary(record, run, s.recipe.words), *_serving(s, run, done)]:
         console.line(line)
     return run
+
+
+def _serving(s, run: Path, done: dict) -> list[str]:
+    """A line with the command that trains the model to serve, where the data set has a split for it."""
+    epochs = None if s.fitted else done["best_epoch"]
+    if not s.dataset.split_of_all or epochs == 0:  # 0: no evaluation gave a number
+        return []
+    return [f"to serve, train on everything: {command(s.recipe, s.dataset, run, epochs)}"]
 
 
 def _load_best(model, path: Path, ranks: dict) -> None:
@@ -99,51 +128,9 @@ def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float, b
     floor = metrics.compute(
         s.task.rows, s.task.trivial(s.dataset.part("train"), s.dataset.part("test")), **s.task.metric_options()
     )
-    seconds, samples = done["seconds"], done["samples"]
     return Record(
-        benchmark=Benchmark(
-            dataset=s.dataset.key,
-            version=s.dataset.version,
-            task=s.task.rows,
-            split=s.dataset.split_name,
-            split_version=s.dataset.split_version,
-            protocol=s.task.protocol(),
-            metric_version=metrics.METRIC_VERSION,
-            sample=s.dataset.is_sample,
-        ),
-        data=Data(
-            manifest_sha256=hash_json(s.dataset.manifest()),
-            split_sha256=[s.dataset.split_hash()],
-            group=s.dataset.group,
-            n={name: len(part) for name, part in s.dataset.parts.items()},
-            facts=s.dataset.facts(),
-        ),
-        model=ModelFacts(
-            name=Path(s.recipe.model["name"]).name,
-            parameters=parameter_count(s.task.model),
-            macs=macs(s),
-            weights_sha256=hash_file(run / "model.safetensors"),
-            prep_sha256=hash_folder(run / "prep"),
-            pretrained=s.config.init_from and Path(s.config.init_from).name,
-        ),
-        recipe=RecipeFacts(
-            id=s.recipe.id,
-            scientific=s.recipe.scientific(),
-            sha256=s.recipe.hash(),
-            code={Path(file).name: sha256 for file, sha256 in s.recipe.code.items()} or None,
-        ),
-        seed=s.seed,
-        code=Code(**head.read(run)["code"]),
-        environment=Environment(
-            python=platform.python_version(),
-            torch=torch.__version__,
-            device=device_name(done["device"]),
-            precision=s.config.precision,
-            threads=torch.get_num_threads(),
-            mixer_backend=", ".join(sorted(backends)) or None,
-            world_size=done["world"],
-            deterministic=done.get("deterministic"),
-        ),
+        benchmark=Benchmark(**_trained_on(s), protocol=s.task.protocol(), metric_version=metrics.METRIC_VERSION),
+        **_facts(s, run, done, backends),
         primary=s.task.primary,
         metrics=score(s, rows),
         interval=Interval(method="percentile bootstrap over groups", level=LEVEL, resamples=RESAMPLES, seed=0),
@@ -154,16 +141,76 @@ def _record(s, run: Path, rows, sliced: dict, done: dict, eval_seconds: float, b
             rows=len(rows["id"]),
             bytes=(run / "predictions.npz").stat().st_size,
         ),
-        cost=Cost(
-            train_seconds=round(seconds, 3),
-            train_steps=done["steps"],
-            best_step=done.get("best_step"),
-            eval_seconds=round(eval_seconds, 3),
-            peak_memory_bytes=peak_memory(done["device"]),
-            train_samples_per_second=round(samples / seconds, 1) if seconds and samples else None,
-        ),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        cost=Cost(**_cost(done), best_step=done.get("best_step"), eval_seconds=round(eval_seconds, 3)),
     )
+
+
+def _final(s, run: Path, done: dict) -> Final:
+    backends = set(done.get("backends", {}).values())
+    return Final(
+        trained_on=TrainedOn(**_trained_on(s)), **_facts(s, run, done, backends), cost=TrainingCost(**_cost(done))
+    )
+
+
+def _trained_on(s) -> dict:
+    return {
+        "dataset": s.dataset.key,
+        "version": s.dataset.version,
+        "task": s.task.rows,
+        "split": s.dataset.split_name,
+        "split_version": s.dataset.split_version,
+        "sample": s.dataset.is_sample,
+    }
+
+
+def _facts(s, run: Path, done: dict, backends: set[str]) -> dict:
+    """What is true of a run whether it has a score or not."""
+    return {
+        "data": Data(
+            manifest_sha256=hash_json(s.dataset.manifest()),
+            split_sha256=[s.dataset.split_hash()],
+            group=s.dataset.group,
+            n={name: len(part) for name, part in s.dataset.parts.items()},
+            facts=s.dataset.facts(),
+        ),
+        "model": ModelFacts(
+            name=Path(s.recipe.model["name"]).name,
+            parameters=parameter_count(s.task.model),
+            macs=macs(s),
+            weights_sha256=hash_file(run / "model.safetensors"),
+            prep_sha256=hash_folder(run / "prep"),
+            pretrained=s.config.init_from and Path(s.config.init_from).name,
+        ),
+        "recipe": RecipeFacts(
+            id=s.recipe.id,
+            scientific=s.recipe.scientific(),
+            sha256=s.recipe.hash(),
+            code={Path(file).name: sha256 for file, sha256 in s.recipe.code.items()} or None,
+        ),
+        "seed": s.seed,
+        "code": Code(**head.read(run)["code"]),
+        "environment": Environment(
+            python=platform.python_version(),
+            torch=torch.__version__,
+            device=device_name(done["device"]),
+            precision=s.config.precision,
+            threads=torch.get_num_threads(),
+            mixer_backend=", ".join(sorted(backends)) or None,
+            world_size=done["world"],
+            deterministic=done.get("deterministic"),
+        ),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _cost(done: dict) -> dict:
+    seconds, samples = done["seconds"], done["samples"]
+    return {
+        "train_seconds": round(seconds, 3),
+        "train_steps": done["steps"],
+        "peak_memory_bytes": peak_memory(done["device"]),
+        "train_samples_per_second": round(samples / seconds, 1) if seconds and samples else None,
+    }
 
 
 def macs(s) -> int | None:
@@ -172,7 +219,7 @@ def macs(s) -> int | None:
         return None
     from torch.utils.flop_counter import FlopCounterMode
 
-    batch = s.dataset.part("test").batch(torch.arange(1).numpy())
+    batch = s.given.batch(torch.arange(1).numpy())
     inputs = [torch.from_numpy(batch[name]) for name in s.task.model.inputs]
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         s.task.model.eval()(*inputs)
@@ -230,3 +277,15 @@ def summary(record: Record, run: Path, words: str) -> list[str]:
         f"next: zoo eval {run} | zoo leaderboard --runs | zoo train {words} seed={record.seed + 1}",
     ]
     return lines
+
+
+def unscored_summary(s, run: Path) -> list[str]:
+    """What a run ends with that has no score."""
+    what = "SYNTHETIC SAMPLE of " if s.dataset.is_sample else ""
+    return [
+        "",
+        f"{Path(s.recipe.model['name']).name} on all of {what}{s.dataset.key}, seed {s.seed}: nothing was held out, so "
+        "that there is no score",
+        f"run: {run}",
+        f"next: zoo predict {run} FILE",
+    ]

@@ -18,12 +18,12 @@ from ..files import atomic_folder, clean, hash_folder, hash_json, read_json, wri
 from ..foreign import refuse_links_out
 from ..recipe import SECTIONS, Recipe, load, short_id, typed_names
 from ..registry import ROOT
-from ..runs import require_begun
+from ..runs import FINISHED, require_begun
 from .config import HARMLESS, MACHINE
 
 #: what a run writes, whose temporaries are cleaned where it goes on
 FILES = (
-    "recipe.yaml", "data.json", "metrics.csv", "config.json", "model.safetensors", "predictions.npz", "record.json",
+    "recipe.yaml", "data.json", "metrics.csv", "config.json", "model.safetensors", "predictions.npz", *FINISHED,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ...leaderboards.schema import read_record
+from ...leaderboards.schema import read_final, read_record
 from .. import metrics
 from ..backbones.base import Fitted, Model
 from ..data.base import Dataset, Part
@@ -23,7 +23,7 @@ from ..files import atomic, read_json
 from ..foreign import reading, refuse_links_out
 from ..recipe import Recipe, load, read_by
 from ..registry import find
-from ..runs import reader_of, require_finished, task_options
+from ..runs import finished, reader_of, refuse_unscored, require_finished, task_options
 from ..stored import within_budget
 from ..trust import trusting
 from . import head
@@ -69,6 +69,7 @@ def _saved_spec(recipe: Recipe, run: Path) -> Spec:
 
 def evaluate_run(run: Path) -> tuple[dict, list[str]]:
     """Evaluate the saved weights on the test part again and compare with the record and its rows."""
+    refuse_unscored(run)
     with quiet_lightning():
         s = open_run(run)
         rows = collect(s.task, s.datamodule(), s.dataset.part("test"))
@@ -117,8 +118,9 @@ class Run:
 
     @property
     def record(self) -> dict:
-        """The record: scores, data, environment, cost."""
-        return read_json(self.folder / "record.json")
+        """The record: scores, data, environment, cost; of a run on everything its `final.json`, without scores."""
+        mark = finished(self.folder)
+        return read_json(mark) if mark.name == "record.json" else read_final(mark).model_dump()
 
     def predict(
         self, source, *, features: bool = False, out: Path | str | None = None, data: dict | None = None, **options

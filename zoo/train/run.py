@@ -2,6 +2,8 @@
 
 runs/<model>/<dataset>[-<task>][@<split>]/<number>-seed<seed>/
     recipe.yaml prep/ metrics.csv checkpoints/ model.safetensors config.json predictions.npz plots/ record.json
+
+Where the split holds nothing out (`Dataset.evaluates`), `final.json` stands in place of predictions and record.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import lightning as L
 import torch
 
 from ..backbones.base import Fitted
-from ..data.base import Dataset
+from ..data.base import Dataset, Part
 from ..data.spec import Spec
 from ..errors import ZooError, unknown
 from ..files import locked, runs_root, writing
@@ -28,6 +30,7 @@ from ..foreign import below, is_name, safe_name
 from ..ops.backends import held
 from ..recipe import Recipe, load
 from ..registry import find
+from ..runs import FINISHED, finished
 from ..seeding import seed_all
 from ..stored import check_fit
 from . import head
@@ -35,6 +38,7 @@ from .config import TrainConfig
 from .console import Console
 from .csvlog import HEADER
 from .engine import Engine
+from .final import refuse_patience
 from .memory import fits
 from .state import NAME, conditions, require_same
 from .state import load as load_state
@@ -65,6 +69,11 @@ class Session:
     def fitted(self) -> bool:
         """True where the model is not a network."""
         return isinstance(self.task.model, Fitted)
+
+    @property
+    def given(self) -> Part:
+        """A part of such inputs as the model is given to answer for: `test`, or `train` where nothing is held out."""
+        return self.dataset.part("test" if self.dataset.evaluates else "train")
 
     def datamodule(self):
         """Loaders as the recipe says; evaluating again in the same batches rounds in the same way."""
@@ -170,10 +179,12 @@ def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
     if recipe.note:
         console.line(recipe.note)
     with quiet_lightning():
-        if (run / "record.json").is_file():
+        if finished(run):
             console.line(f"{run} is finished; nothing to do")
             return run
-        s, state = session(recipe, sample), load_state(run)
+        dataset = make_dataset(recipe, sample)
+        refuse_patience(recipe, dataset)
+        s, state = build(recipe, dataset, dataset.prepare()), load_state(run)
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the first process writes for all
             if not (run / "recipe.yaml").is_file():
                 head.write(run, recipe, s.dataset, s.spec, sample)
@@ -203,7 +214,7 @@ def _train(recipe: Recipe, run: Path, sample: bool, console: Console) -> Path:
 
 def _begun(run: Path) -> bool:
     """Whether there is anything to go on with: a state, rows of the log, or what a finished training leaves."""
-    if any((run / name).is_file() for name in ("checkpoints/last.ckpt", "model.safetensors", "record.json")):
+    if any((run / name).is_file() for name in ("checkpoints/last.ckpt", "model.safetensors", *FINISHED)):
         return True
     return (run / "metrics.csv").is_file() and (run / "metrics.csv").stat().st_size > len(HEADER)
 
@@ -220,7 +231,7 @@ def _take_away(run: Path, there: set[str]) -> None:
 
 
 def _headline(s: Session, run: Path) -> str:
-    sizes = ", ".join(f"{len(part)} {name}" for name, part in s.dataset.parts.items())
+    sizes = ", ".join(f"{len(part)} {name}" for name, part in s.dataset.parts.items() if len(part))
     origin = "SYNTHETIC SAMPLE of " if s.dataset.is_sample else ""
     preset = " (tiny preset)" if s.dataset.is_sample else ""
     return f"{s.recipe.model['name']}{preset} on {origin}{s.dataset.key} ({sizes}), seed {s.seed} -> {run}"
@@ -287,6 +298,7 @@ def _fit_network(s: Session, run: Path, state: dict | None, console: Console) ->
         "device": device,
         "world": world,
         "best_step": engine.progress.best_step,
+        "best_epoch": -(-engine.progress.best_step // per_epoch),
         "deterministic": deterministic,
         "rank": trainer.global_rank,
         "backends": engine.backends,
@@ -413,6 +425,6 @@ def _new(place: Path, recipe: Recipe) -> Path:
 
 def _newest(place: Path) -> Path:
     for run in sorted(place.glob("*-seed*"), reverse=True) if place.is_dir() else []:
-        if (run / "recipe.yaml").is_file() and not (run / "record.json").is_file():
+        if (run / "recipe.yaml").is_file() and not finished(run):
             return run
     raise ZooError(f"no unfinished run in {place}; start one without --resume")
