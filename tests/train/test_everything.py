@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -20,27 +21,16 @@ from statezoo.zoo.train import engine
 from statezoo.zoo.train.inference import evaluate_run, open_run
 from statezoo.zoo.train.run import train
 
-QUICK = ["train.epochs=2", "train.logger=null", "train.log_every=3"]
+SMALL = ["model.dim=8", "train.batch_size=256"]  # three steps an epoch
+QUICK = [*SMALL, "train.epochs=2", "train.logger=null", "train.log_every=2"]
 #: everything that carries state
-STATEFUL = ["model.dropout=0.2", "train.ema=0.9", "train.accumulate=3", "train.schedule=cosine", "train.save_every=4"]
+STATEFUL = ["model.dropout=0.2", "train.ema=0.9", "train.accumulate=2", "train.schedule=cosine", "train.save_every=2"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A network trained on everything, with a moving average."""
     return train("sasrec/ml-100k@all", [*QUICK, *STATEFUL], sample=True, folder=tmp_path_factory.mktemp("all") / "run")
-
-
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory):
-    """An ordinary run of the same model."""
-    return train("sasrec/ml-100k", QUICK, sample=True, folder=tmp_path_factory.mktemp("tuned") / "run", quiet=True)
-
-
-def copied(folder, there):
-    import shutil
-
-    return shutil.copytree(folder, there)
 
 
 def test_a_run_on_everything_states_what_it_is(run):
@@ -59,12 +49,14 @@ def test_a_run_on_everything_states_what_it_is(run):
     assert final.model.weights_sha256 == hash_file(run / "model.safetensors")
     assert final.model.prep_sha256 == hash_folder(run / "prep") and final.model.macs > 0
     assert final.recipe.id == "sasrec/ml-100k@all" and final.recipe.scientific["train"]["epochs"] == 2
-    assert final.cost.train_steps == 2 * -(-len(data.part("train")) // 64)
+    assert final.cost.train_steps == 2 * -(-len(data.part("train")) // 256) == 6
     assert final.cost.peak_memory_bytes > 0 and final.seed == 0
 
 
-def test_the_log_holds_the_loss_alone_and_the_screen_one_line_an_epoch(tmp_path, capsys):
+def test_log_and_screen_tell_the_loss_alone_and_the_weights_are_the_last(tmp_path, capsys):
     folder = train("sasrec/ml-100k@all", QUICK, sample=True, folder=tmp_path / "run")
+    state, weights = weights_of(folder)
+    assert all(torch.equal(state["model"][name], weights[name]) for name in weights)
     log = pd.read_csv(folder / "metrics.csv")
     assert set(log["split"]) == {"train"} and set(log["metric"]) == {"loss", "epoch_loss"}
     losses = log[log["metric"] == "epoch_loss"]["value"].tolist()
@@ -75,19 +67,26 @@ def test_the_log_holds_the_loss_alone_and_the_screen_one_line_an_epoch(tmp_path,
     assert f"zoo predict {folder} " in printed and "zoo eval" not in printed
 
 
-@pytest.mark.parametrize("ema", ["null", "0.9"])
-def test_the_weights_are_the_last(tmp_path, ema):
-    folder = train("sasrec/ml-100k@all", [*QUICK, f"train.ema={ema}"], sample=True, folder=tmp_path / "run", quiet=True)
+def weights_of(folder):
+    """The last state, and the weights that the run kept."""
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    last, weights = state["model"] if ema == "null" else state["ema"], read_weights(folder / "model.safetensors")
-    assert set(last) == set(weights) and all(torch.equal(last[name], weights[name]) for name in last)
-    assert ema == "null" or any(not torch.equal(state["model"][name], weights[name]) for name in last)
+    weights = read_weights(folder / "model.safetensors")
+    assert set(state["model"]) == set(weights)
     assert state["progress"]["step"] == read_json(folder / "final.json")["cost"]["train_steps"]
+    return state, weights
+
+
+def test_the_weights_are_the_last_average(run):
+    state, weights = weights_of(run)
+    assert all(torch.equal(state["ema"][name], weights[name]) for name in weights)
+    assert any(not torch.equal(state["model"][name], weights[name]) for name in weights)
 
 
 def test_max_steps_ends_it_too(tmp_path):
-    folder = train("sasrec/ml-100k@all", ["train.max_steps=3"], sample=True, folder=tmp_path / "run", quiet=True)
-    assert read_final(folder / "final.json").cost.train_steps == 3
+    folder = train(
+        "sasrec/ml-100k@all", [*QUICK, "train.max_steps=2"], sample=True, folder=tmp_path / "run", quiet=True
+    )
+    assert read_final(folder / "final.json").cost.train_steps == 2
 
 
 @pytest.mark.parametrize("model", ["popularity", "item-knn"])
@@ -120,7 +119,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(run, tmp_path, where, mo
             whole = engine.Engine.on_train_batch_start
 
             def start(self, trainer, task, batch, batch_idx):
-                if self.progress.step == 6:
+                if self.progress.step == 3:
                     stop()
                 whole(self, trainer, task, batch, batch_idx)
 
@@ -201,7 +200,7 @@ def test_json_and_bench_know_it(tmp_path, capsys):
 
 
 def test_an_edited_final_is_refused(run, tmp_path):
-    there = copied(run, tmp_path / "run")
+    there = shutil.copytree(run, tmp_path / "run")
     for change in ({"extra": 1}, {"seed": "0"}, {"model": {}}, {"trained_on": None}):
         (there / "final.json").write_text(json.dumps(read_json(run / "final.json") | change))
         with pytest.raises(ZooError, match=r"final\.json: .*; files are written by runs, not by hand"):
@@ -237,7 +236,7 @@ def test_a_run_ends_with_the_command_that_trains_on_everything(tmp_path, capsys)
     best = log[(log["metric"] == "ndcg@10") & (log["split"] == "valid")].set_index("epoch")["value"].idxmax()
     words = hint(capsys.readouterr().out)
     assert words == [
-        "zoo", "train", "sasrec/ml-100k@all", "--sample", f"train.epochs={best}", "train.patience=null",
+        "zoo", "train", "sasrec/ml-100k@all", "--sample", f"train.epochs={best}", "train.patience=null", *SMALL,
     ]  # fmt: skip
     assert main([*words[1:], "train.logger=null", "--folder", str(tmp_path / "all")]) == 0
     steps = [read_json(one)["cost"]["train_steps"] for one in (tmp_path / "all/final.json", folder / "record.json")]
@@ -245,7 +244,7 @@ def test_a_run_ends_with_the_command_that_trains_on_everything(tmp_path, capsys)
 
 
 def test_the_command_keeps_what_the_run_was_told(tmp_path, capsys):
-    told = ["task.topk=[5, 10]", "train.max_steps=9", "model.dim=16", "data.k_core=3", "seed=3"]
+    told = ["task.topk=[5, 10]", "train.max_steps=3", "model.dim=16", "data.k_core=3", "seed=3"]
     train("sasrec/ml-100k@global-time", [*told, "train.patience=1"], sample=True, folder=tmp_path / "run")
     words = hint(capsys.readouterr().out)
     assert words[2:4] == ["sasrec/ml-100k@all", "--sample"] and re.fullmatch(r"train.epochs=\d", words[4])
@@ -259,7 +258,7 @@ def test_the_command_keeps_what_the_run_was_told(tmp_path, capsys):
 
 def test_the_command_of_a_yaml_recipe_names_the_runs_own(tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text("model: {name: sasrec}\ndata: {name: ml-100k}\ntask: {name: next_item}\n")
-    folder = train(str(tmp_path / "mine.yaml"), QUICK, sample=True, folder=tmp_path / "run")
+    folder = train(str(tmp_path / "mine.yaml"), [*QUICK, "train.max_steps=2"], sample=True, folder=tmp_path / "run")
     words = hint(capsys.readouterr().out)
     assert words[2:4] == [str(folder / "recipe.yaml"), "--sample"] and "data.split=all" in words
     assert main([*words[1:], "--folder", str(tmp_path / "all")]) == 0
