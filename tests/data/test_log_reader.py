@@ -106,7 +106,11 @@ BAD = {
     "big ids through float": (HEAD + "1,9.007199254740993e+15,1\n", 2, "mixing id types", "as integers or text", {}),
     "ids of a spreadsheet": (HEAD + "1,1.23E+05,1\n", 2, "item id '1.23E+05' is a decimal number", "as integers", {}),
     "ids of a spreadsheet, one digit": (
-        HEAD + "1,x,1\n1E+05,x,2\n", 3, "user id '1E+05' is a decimal", "integers or text", {},
+        HEAD + "1,x,1\n1E+05,x,2\n",
+        3,
+        "user id '1E+05' is a decimal",
+        "integers or text",
+        {},
     ),
     "ids below one": (HEAD + ".5,x,1\n", 2, "user id '.5' is a decimal number", "integers or text", {}),
     "float ids in parquet": (
@@ -131,10 +135,18 @@ BAD = {
         {"time_unit": "ns", "future": True},
     ),
     "times of a spreadsheet": (
-        HEAD + FIRST + "b,x,1.00000E+09\n", 3, "time '1.00000E+09' does not write its last digits", "whole numbers", {},
+        HEAD + FIRST + "b,x,1.00000E+09\n",
+        3,
+        "time '1.00000E+09' does not write its last digits",
+        "whole numbers",
+        {},
     ),
     "times of a spreadsheet in ms": (
-        HEAD + "b,x,1.2E12\n", 2, "does not write its last digits", "export times as whole", {"time_unit": "ms"},
+        HEAD + "b,x,1.2E12\n",
+        2,
+        "does not write its last digits",
+        "export times as whole",
+        {"time_unit": "ms"},
     ),
     "a float's text": (HEAD + "b,x,9.78301e+08\n", 2, "does not write its last digits", "as whole numbers", {}),
     "fraction": (HEAD + FIRST + "b,x,978300019.5\n", 3, "has a fraction", "data.time_unit", {}),

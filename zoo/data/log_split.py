@@ -240,4 +240,3 @@ def _targets(arrays, part: str, user, item, time, end) -> None:
 def _training_positions(a) -> np.ndarray:
     sizes = a["train_end"] - a["start"][:-1]
     return np.repeat(a["start"][:-1] - np.append(0, np.cumsum(sizes)[:-1]), sizes) + np.arange(sizes.sum())
-
