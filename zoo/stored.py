@@ -24,6 +24,7 @@ from .foreign import reading
 LARGEST_ROWS = 512 << 20  # bytes that a file of rows may unpack to
 RATIO, FLOOR = 200, 16 << 20  # times its size that it may unpack to, or so many bytes: rows of one label compress well
 KINDS = "biufUS"  # numbers and text; never objects
+DTYPES = ("bfloat16", "float16", "float32", "float64")  # in which some optimisers note that they keep their moments
 
 
 def _header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -190,7 +191,7 @@ def _check_words(pickle: bytes) -> None:
 
 def _is_word(name: str) -> bool:
     module, _, word = name.partition(" ")
-    tensors = module == "torch" and (word.endswith("Storage") or word in ("Size", "device"))
+    tensors = module == "torch" and (word.endswith("Storage") or word in ("Size", "device") or word in DTYPES)
     return tensors or name in ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")
 
 
@@ -215,12 +216,18 @@ def _check_plain(value) -> None:
                 below += one.values()
             elif isinstance(one, (list, tuple)):
                 below += one
-            elif not (one is None or isinstance(one, (str, int, float))):
+            elif not (one is None or isinstance(one, (str, int, float, torch.dtype))):
                 raise ValueError(f"it holds a {type(one).__name__}")
         level = below
         if not level:
             return
     raise ValueError("it nests without end")
+
+
+def _is_of(shape: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
+    """Whether a moment may be of this shape: the parameter's, or with dimensions reduced (Adafactor: rows, columns)."""
+    rest = iter(parameter)
+    return all(size == 1 or size in rest for size in shape)
 
 
 def restore(optimizer, scheduler, state: dict) -> None:
@@ -233,11 +240,14 @@ def restore(optimizer, scheduler, state: dict) -> None:
     if len(saved["param_groups"]) != len(groups) or set(saved["state"]) - set(range(len(parameters))):
         raise ValueError("its parameter groups are others")
     for old, group in zip(saved["param_groups"], groups, strict=True):
-        if set(old) != set(group):
+        # a step may add what the optimiser counts (LAMB: its steps), so that a fresh one lacks it
+        added = [old[name] for name in set(old) - set(group)]
+        numbers = all(isinstance(one, (int, float)) or isinstance(one, torch.Tensor) and not one.ndim for one in added)
+        if set(group) - set(old) or not numbers:
             raise ValueError("its groups hold other settings")
     for index, moments in saved["state"].items():
         for name, tensor in moments.items():
-            if isinstance(tensor, torch.Tensor) and tensor.ndim and tensor.shape != parameters[index].shape:
+            if isinstance(tensor, torch.Tensor) and not _is_of(tensor.shape, parameters[index].shape):
                 raise ValueError(f"{name} of parameter {index} has shape {tuple(tensor.shape)}")
     if {name: type(value) for name, value in state["scheduler"].items()} != {
         name: type(value) for name, value in fresh.items()

@@ -32,6 +32,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, total_steps: int) -> d
     """Optimiser and schedule in Lightning's form; `total_steps` counts optimiser steps."""
     groups = parameter_groups(model, config.weight_decay)
     name = config.optimizer.lower()
+    if name.endswith("adahessian"):
+        raise ZooError(f"train.optimizer={config.optimizer} needs second derivatives, which training does not make")
     if name in OWN:
         optimizer = OWN[name](groups, lr=config.lr, **({"momentum": 0.9} if name == "sgd" else {}))
     else:
