@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from ...zoo.data.base import Dataset, Part
-from ...zoo.data.cache import cached
 from ...zoo.data.download import check_layout
 from ...zoo.data.spec import Inputs, Outputs, Spec, Tensor
 from ...zoo.data.splits import by_group
@@ -82,7 +81,7 @@ class CIFAR10JPG(Dataset):
 
     def build(self) -> tuple[Spec, dict[str, Part]]:
         """Decode once into the cache, count what is twice, and split within each class."""
-        arrays, facts = cached(self.name, {"files": self.manifest(), "version": self.version}, self._decode)
+        arrays, facts = self.cached({"files": self.manifest(), "version": self.version}, self._decode)
         label, ids = np.asarray(arrays["label"]), np.array(facts["ids"])
         official = np.array([name.startswith("test/") for name in facts["ids"]])
         places: dict[str, list[np.ndarray]] = {"train": [], "valid": []}

@@ -1,6 +1,9 @@
 """Forms that a format takes in the wild, further formats, and adapters that read by themselves."""
 
 import struct
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -227,7 +230,74 @@ def test_an_adapter_reads_by_itself_several_clouds_of_one_file(tmp_path):
     before = Atlas.calls
     Atlas(root=tmp_path, points=20).prepare()
     assert Atlas.calls == before, "from the cache"
-    assert "reader" in data._own_reader() and create_dataset("cloud-folder", root=tmp_path)._own_reader() == {}
+
+
+class Scaled(Atlas):
+    """Coordinates of another unit, which the zoo knows nothing of."""
+
+    def __init__(self, *, unit: float = 1.0, axis: tuple = (), **config):
+        super().__init__(**config)
+        self.unit, self.axis = unit, axis
+
+    def read(self, item):
+        """Scaled."""
+        cloud = super().read(item)
+        scale = np.ones(3)
+        scale[list(self.axis) or slice(None)] = self.unit
+        return replace(cloud, xyz=cloud.xyz * scale)
+
+
+def test_arguments_of_an_adapter_make_the_cached_arrays_anew(tmp_path):
+    atlas(tmp_path)
+    made = []
+    for own in ({}, {"unit": 5.0}, {"unit": 5.0, "axis": (1,)}, {"unit": 1.0}):
+        data = Scaled(root=tmp_path, points=20, **own)
+        data.prepare()
+        made.append(data.part("train").cloud(0))
+    assert np.allclose(made[1], made[0] * 5) and np.allclose(made[2], made[0] * [1, 5, 1])
+    assert np.array_equal(made[3], made[0])
+    before = Atlas.calls
+    data = Scaled(root=tmp_path, points=10, unit=5.0)  # points are the zoo's own, and drawn later
+    data.prepare()
+    assert Atlas.calls == before and data.part("train").batch(np.arange(1))["points"].shape == (1, 10, 3)
+
+
+def test_an_argument_that_cannot_be_told_from_another_is_refused(tmp_path):
+    atlas(tmp_path)
+    with pytest.raises(ZooError, match="given as unit, a function, cannot be told"):
+        Scaled(root=tmp_path, points=20, unit=lambda: 1).prepare()
+
+
+NOTEBOOK = """
+import sys
+import numpy as np
+from statezoo.zoo.data.clouds import PointClouds
+from statezoo.zoo.data.cloud_columns import Cloud
+from statezoo.zoo.data.cloud_pack import Item
+
+class Mine(PointClouds):
+    reads = (".npz",)
+    def source_files(self): return ("atlas.npz",)
+    def items(self): return [Item(f"c{i}", f"c{i}", "atlas.npz", category="ab"[i % 2]) for i in range(10)]
+    def places(self, items): return {"train": np.arange(6), "valid": np.arange(6, 8), "test": np.arange(8, 10)}
+    def read(self, item):
+        table = np.load(self.folder / item.cloud)[item.id] * FACTOR
+        return Cloud(table[:, :3], np.zeros((len(table), 0), np.float32), (), None)
+Mine.domain, Mine.tasks, Mine.group = "geometry", ("classification",), "cloud"
+
+for FACTOR in (1, 5):
+    data = Mine(root=sys.argv[1], points=20, task="classification")
+    data.prepare()
+    print(data.part("train").cloud(0).sum())
+"""
+
+
+def test_an_adapter_that_is_in_no_file_is_read_anew(tmp_path):
+    tables = atlas(tmp_path)
+    run = subprocess.run([sys.executable, "-", tmp_path], input=NOTEBOOK, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    total = tables["c0"][:, :3].sum()
+    assert np.allclose([float(line) for line in run.stdout.split()], [total, 5 * total])
 
 
 @pytest.mark.parametrize(

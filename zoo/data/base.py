@@ -9,8 +9,10 @@ the sample and the data module come from here.
 from __future__ import annotations
 
 import inspect
+import json
+import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
@@ -31,6 +33,8 @@ from ..files import (
 )
 from ..foreign import below
 from ..registry import entries
+from .cache import Arrays, cached
+from .own import own_code, own_settings, source
 from .spec import Spec
 from .splits import assert_disjoint, split_hash
 
@@ -101,6 +105,12 @@ class Dataset:
     #: arguments that came after results were recorded, with the value that does what was done before (see recipe.py)
     added_later: ClassVar[dict] = {}
 
+    def __new__(cls, *args, **kwargs):
+        """Keep what an adapter is given, of which its bases may know nothing (`cached`)."""
+        made = super().__new__(cls)
+        made._given = args, kwargs
+        return made
+
     def __init__(self, *, root: Path | str | None = None, subset: str | None = None):
         """`root` is the folder that holds the source's files; default `<data root>/<domain>/<name>`."""
         if (subset is not None or self.subsets) and subset not in self.subsets:
@@ -120,7 +130,8 @@ class Dataset:
         found = [e for e in entries("dataset").values() if (e.module, e.cls) == (cls.__module__, cls.__qualname__)]
         if found and not any(entry.file for entry in found):
             return found[0].key
-        return Path(inspect.getfile(cls)).stem.replace("_", "-")
+        file = source(cls)
+        return (cls.__name__.lower() if file is None else file.stem).replace("_", "-")
 
     @property
     def key(self) -> str:
@@ -188,6 +199,20 @@ class Dataset:
 
     # what every adapter has ---------------------------------------------------------------------------------------
 
+    def cached(self, key: dict, build: Callable[[], tuple[Arrays, dict]]) -> tuple[Arrays, dict]:
+        """Arrays and JSON facts of `build()`, from the cache where they were made by the same code from the same.
+
+        `key` holds what the zoo's reading depends on; the adapter's own code and arguments are added to it (own.py).
+        An adapter that is in no file is read anew each time.
+        """
+        code = own_code(type(self))
+        if code is None:
+            arrays, facts = build()
+            return arrays, json.loads(json.dumps(facts))
+        given = own_settings(type(self), *self._given)
+        own = ({"adapter": code} if code else {}) | ({"given": given} if given else {})
+        return cached(self.name, key | own, build)
+
     @classmethod
     def sample(cls, seed: int = 0, folder: Path | str | None = None, **config) -> Dataset:
         """The adapter on its own sample, written once to the cache (or to `folder`) and read by the same reader.
@@ -197,9 +222,11 @@ class Dataset:
         maker = cls(**config)
         if folder is None:
             here = Path(__file__).parent
-            sources = {Path(inspect.getfile(base)) for base in cls.__mro__[:-1]}
+            sources = {source(base) for base in cls.__mro__[:-1]} - {None}
             sources.update(here.glob("*.py"), (here.parent / name for name in ("seeding.py", "files.py", "foreign.py")))
-            code = sorted(hash_file(source) for source in sources)
+            code = sorted(hash_file(file) for file in sources)
+            if own_code(cls) is None:  # nothing tells one text of a class in a notebook from the next
+                code.append(secrets.token_hex(16))
             # what the sample is written by: the names of its file and columns
             form = {name: str(config[name]) for name in ("file", *cls.reading) if name in config}
             key = hash_json({"code": code, "seed": seed, "subset": maker.subset} | ({"form": form} if form else {}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
 from copy import copy
@@ -13,9 +12,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from ..errors import BadArgument, ZooError, unknown
-from ..files import hash_file, hash_json, read_json, write_json
+from ..files import hash_json, read_json, write_json
 from .base import Dataset, Part
-from .cache import cached
 from .cloud_columns import Cloud
 from .cloud_pack import Item, pack, read_item
 from .cloud_part import Clouds, Drawing, normal_columns
@@ -112,7 +110,7 @@ class PointClouds(Dataset):
         Override it for a format of your own, or for files that hold several clouds: `items()` then names the file in
         `Item.cloud` as often as it needs to, and the cloud within it by `Item.id`. For completion it is called with
         each target, too, as `Item.cloud`. What it returns is checked as the zoo's own readers' clouds are. A change of
-        the file that defines it makes the cached arrays anew.
+        the file that defines it, or of an argument of your own, makes the cached arrays anew.
         """
         labelled = self.task == "segmentation"
         return read_item(self.folder, item, labelled=labelled, **self.read_settings())
@@ -138,8 +136,8 @@ class PointClouds(Dataset):
             "features": self.features,
         }
         key = {"files": files, "items": [list(item) for item in items], "code": CODE_VERSION, **settings}
-        key |= self.read_settings() | self._own_reader()
-        arrays, facts = cached(self.name, key, lambda: pack(self.folder, items, read=self.read, **settings))
+        key |= self.read_settings()
+        arrays, facts = self.cached(key, lambda: pack(self.folder, items, read=self.read, **settings))
         places = self.places(items)
         how = replace(self.how, cut=self.task == "completion" and "target" not in arrays)
         if self.features:
@@ -159,11 +157,6 @@ class PointClouds(Dataset):
         self.counts["points_without_label"] = len(arrays["label"]) - sum(points)
         self.per_class = dict(zip(classes, points, strict=True))
         return self._spec(classes, () if values == (*range(len(values)),) else values, len(facts["features"])), parts
-
-    def _own_reader(self) -> dict[str, str]:
-        """The hash of the file that overrides `read`, where one does."""
-        owner = next(one for one in type(self).__mro__ if "read" in vars(one))
-        return {} if owner is PointClouds else {"reader": hash_file(inspect.getfile(owner))}
 
     def _spec(self, classes: tuple[str, ...], values: tuple[int, ...], features: int) -> Spec:
         tensors = {"points": Tensor((self.points, 3), "float32")}

@@ -17,7 +17,6 @@ import numpy as np
 
 from ..errors import ZooError, unknown
 from .base import Dataset, Part
-from .cache import cached
 from .log_reader import RawLog
 from .log_sample import Events, generate
 from .log_split import SplitLog, assert_no_leak, everything, find_duplicates, global_time, leave_two_out
@@ -260,7 +259,7 @@ class LogDataset(Dataset):
             "timestamps": self.timestamps,
             "code": CODE_VERSION,
         }
-        arrays, facts = cached(self.name, key, self._split)
+        arrays, facts = self.cached(key, self._split)
         return SplitLog(arrays, facts["users"], facts["items"], facts["counts"]), tuple(facts["trained"])
 
     def _split(self) -> tuple[dict[str, np.ndarray], dict]:
