@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from statezoo.zoo.errors import BadArgument
 from statezoo.zoo.mixers import create_mixer, laws
 from statezoo.zoo.mixers.base import Mixer, Out, SeqContext
 from statezoo.zoo.mixers.s6 import S6
@@ -463,3 +464,38 @@ def test_a_module_around_the_inner_mixer_is_used():
     x, ctx = rand(3, CELLS, DIM), SeqContext(orders=CROSS, inverses=CROSS.argsort(-1), mask=MASK)
     close(wrapped(x, ctx).y, by_hand(wrapped, x, ctx, MASK))
     assert isinstance(wrapped.mixers, nn.ModuleList)
+
+
+# what a mixer may not take over -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["forward", "step", "materialize"])
+def test_what_looks_after_padding_and_ended_sequences_cannot_be_overridden(name):
+    own = {"forward": "mix", "step": "_step", "materialize": "_matrix"}[name]
+    with pytest.raises(BadArgument, match=rf"^Mine: {name}\(\) is the protocol's.*implement {own}\(\) instead$"):
+        type("Mine", (Mixer,), {name: lambda self, *args: None})
+
+
+class Counting(ShortConv):
+    """Answers with what its input weighs, of each step and of each sequence."""
+
+    per_sequence = frozenset({"total"})
+
+    def mix(self, x, ctx, state, want):
+        out = super().mix(x, ctx, state, want)
+        energy = x.square().sum(-1) + 1
+        return Out(out.y, out.state, {"energy": energy, "total": energy.sum(1)})
+
+    _step = Mixer._step
+
+
+@pytest.mark.parametrize("going_on", [[True, False, True], [False, False, False], [True, True, True]])
+@pytest.mark.parametrize("form", ["mask", "lengths"])
+def test_aux_of_a_step_is_zero_where_a_sequence_has_ended(going_on, form):
+    mixer = seeded(lambda: Counting(DIM))
+    valid = torch.tensor(going_on)
+    ctx = SeqContext(mask=valid[:, None]) if form == "mask" else SeqContext(lengths=valid.long())
+    x = rand(3, DIM)
+    out = mixer.step(x, ctx, mixer.init_state(3, dtype=x.dtype))
+    assert set(out.aux) == {"energy", "total"} and out.aux["total"].shape == (3,)
+    close(out.aux["energy"], torch.where(valid, x.square().sum(-1) + 1, 0))

@@ -161,6 +161,16 @@ class Mixer(KeepsWide):
     #: names of the observation points, in order
     observed: ClassVar[tuple[str, ...]] = ("in", "out")
 
+    def __init_subclass__(cls, **kwargs):
+        """Refuse what would take the place of padding, checks and ended sequences, which are looked after here."""
+        super().__init_subclass__(**kwargs)
+        for name, own in (("forward", "mix"), ("step", "_step"), ("materialize", "_matrix")):
+            if name in vars(cls):
+                raise BadArgument(
+                    f"{cls.__name__}: {name}() is the protocol's, which checks what is given and takes padding out; "
+                    f"implement {own}() instead"
+                )
+
     def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
@@ -181,9 +191,13 @@ class Mixer(KeepsWide):
         raise TypeError(f"{type(self).__name__} has no mixing matrix")
 
     def _step(self, x_t: Tensor, ctx: SeqContext, state: State) -> Out:
-        """One step x_t (B, D) of sequences that have all a valid one; here a pass over one step."""
+        """One step x_t (B, D) of sequences that have all a valid one; here a pass over one step.
+
+        Tensors of `aux` are (B, ...) then.
+        """
         out = self(x_t[:, None], ctx, state, frozenset({"state"}))
-        return Out(out.y[:, 0], out.state, out.aux)
+        aux = {name: t if name in self.per_sequence else t[:, 0] for name, t in out.aux.items()}
+        return Out(out.y[:, 0], out.state, aux)
 
     def ports(self) -> dict[str, Tensor]:
         """Views of the weights by their part in the scan (q, k, v, out, gate, decay); writing to one changes it."""
@@ -264,11 +278,14 @@ class Mixer(KeepsWide):
         valid = ctx.valid(1)
         if valid is None:
             return self._step(x_t, ctx, state)
-        if readable(valid) and not bool(valid.any()):
-            return Out(torch.zeros_like(x_t), state)
         out = self._step(zeroed(x_t, valid[:, 0]), replace(ctx, mask=None, lengths=None).cleared(valid), state)
-        after = {name: _moved_on(tensor, state[name], valid[:, 0]) for name, tensor in out.state.items()}
-        return Out(zeroed(out.y, valid[:, 0]), after, out.aux)
+        goes_on = valid[:, 0]
+        if readable(goes_on) and not bool(goes_on.any()):
+            after = state  # a cache does not grow
+        else:
+            after = {name: _moved_on(tensor, state[name], goes_on) for name, tensor in out.state.items()}
+        aux = {name: t if name in self.per_sequence else zeroed(t, goes_on) for name, t in out.aux.items()}
+        return Out(zeroed(out.y, goes_on), after, aux)
 
     def check(self, x: Tensor, ctx: SeqContext, state: State | None, want: frozenset[str], *, least: int = 1) -> None:
         """Raise ValueError, naming argument, expected and got, where something does not fit.
