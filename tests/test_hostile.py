@@ -101,7 +101,7 @@ def test_a_config_may_not_ask_for_layers_without_end(log_run):
 
 WEIGHTS = {
     "another shape": (lambda w, n: w.update({n: w[n][:-1].contiguous()}), "differ"),
-    "another dtype": (lambda w, n: w.update({n: w[n].double()}), "differ"),
+    "whole numbers": (lambda w, n: w.update({n: w[n].long()}), "differ"),
     "one missing": (lambda w, n: w.pop(n), "missing"),
     "one too many": (lambda w, n: w.update(extra=torch.zeros(3)), "none of the model's"),
     "nothing": (lambda w, n: w.clear(), "missing"),

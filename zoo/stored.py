@@ -92,13 +92,20 @@ def read_weights(path: Path | str, numpy: bool = False) -> dict:
 
 
 def check_fit(found: Mapping, own: Mapping, path: Path | str) -> None:
-    """Raise where tensors are not those of the model: one line that names the first of each kind that is wrong."""
+    """Raise where tensors are not those of the model: one line that names the first of each kind that is wrong.
+
+    Floating tensors of another precision fit: a model that was saved in half precision is loaded into its own.
+    """
+
+    def kind(tensor):
+        return "floating" if tensor.dtype.is_floating_point else tensor.dtype
+
     missing = [name for name in own if name not in found]
     extra = [name for name in found if name not in own]
     other = [
         f"{name} is {tuple(found[name].shape)} {found[name].dtype}, not {tuple(own[name].shape)} {own[name].dtype}"
         for name in own
-        if name in found and (found[name].shape != own[name].shape or found[name].dtype != own[name].dtype)
+        if name in found and (found[name].shape != own[name].shape or kind(found[name]) != kind(own[name]))
     ]
     wrong = [f"{len(missing)} tensors are missing ({missing[0]})"] if missing else []
     wrong += [f"{len(extra)} are none of the model's ({extra[0][:80]})"] if extra else []

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import statezoo
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from statezoo.zoo.api import create_model
 from statezoo.zoo.backbones.base import parameter_count
 from statezoo.zoo.backbones.mamba_lm import MambaLM, choose, read_config
@@ -400,3 +401,25 @@ def test_every_layer_is_named_once():
         lm(mixers=["s6"])
     with pytest.raises(ZooError, match="did you mean 'ssd'"):
         lm(mixer="sssd")
+
+
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_that_was_saved_in_another_precision_is_loaded(cast, tmp_path):
+    torch.manual_seed(0)
+    model = MambaLM(11, dim=16, layers=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.to(cast).save(tmp_path, "mamba_lm")
+    loaded = statezoo.load(tmp_path).state_dict()
+    assert loaded.keys() == before.keys()
+    for name, tensor in loaded.items():
+        assert tensor.dtype == before[name].dtype
+        torch.testing.assert_close(tensor, before[name], rtol=2**-7, atol=1e-6)
+
+
+def test_numbers_of_another_kind_are_refused(tmp_path):
+    MambaLM(11, dim=16, layers=2).save(tmp_path, "mamba_lm")
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"embedding.weight": weights["embedding.weight"].long()}, file)
+    with pytest.raises(ZooError, match=r"does not fit the model: 1 differ \(embedding.weight is .* torch.int64, not"):
+        statezoo.load(tmp_path)
