@@ -15,6 +15,8 @@ from ..zoo.foreign import is_name, reading
 SCHEMA_VERSION = "1"
 LARGEST_PREDICTIONS = 256 * 1024  #: bytes of predictions that may be committed beside a record
 LARGEST_RECORD = 4 << 20  #: bytes of a record
+#: settings that came after the first results (`added_later` of their classes), at what was done until then, besides off
+AS_BEFORE = {"data.timestamps": "exact", "train.devices": 1, "train.num_nodes": 1}
 
 
 def _named(text: str) -> str:
@@ -233,10 +235,15 @@ class Record(_Strict):
     def settings(self) -> dict[str, dict]:
         """The recipe by section, but for the fold: what rows of one model differ in.
 
-        A setting that is off counts as absent: records from before it existed go on with those made since.
+        A setting that is off, or does what was done before it was there (`AS_BEFORE`), counts as absent: records from
+        before it existed go on with those made since.
         """
         recipe = {
-            section: {name: value for name, value in settings.items() if value is not None and value is not False}
+            section: {
+                name: value
+                for name, value in settings.items()
+                if value is not None and value is not False and value != AS_BEFORE.get(f"{section}.{name}")
+            }
             for section, settings in self.recipe.scientific.items()
         }
         if self.fold:

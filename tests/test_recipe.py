@@ -6,10 +6,11 @@ from statistics import mean
 import pytest
 import yaml
 from statezoo.leaderboards import board
+from statezoo.leaderboards.schema import AS_BEFORE
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import hash_json
 from statezoo.zoo.recipe import added_later, load, recipe_files
-from statezoo.zoo.registry import find
+from statezoo.zoo.registry import entries, find
 from statezoo.zoo.train.config import OPERATIONAL, TrainConfig
 
 FILES = recipe_files()
@@ -339,12 +340,25 @@ def test_committed_records_keep_the_hash_of_their_recipe():
             assert hash_json(stated) == recipe.hash()
             # all but those that state a later key at its value of before
             assert recipe.hash() == record.recipe.sha256 or record.recipe.scientific != stated
+            facts = record.recipe.model_copy(update={"scientific": recipe.scientific(), "sha256": recipe.hash()})
+            again = record.model_copy(update={"recipe": facts})
+            assert again.entry() == record.entry(), f"{name}: another seed of it would have a row of its own"
             same += 1
         else:  # an override, or a recipe file that has changed since: it differs in a value, never by a key of today
             changed.add(name)
             for section, values in recipe.scientific().items():
                 assert set(values) <= set(stated[section]), f"{name}: {section} has a key that no record knows of"
     assert same > 0.85 * len(RECORDS), sorted(changed)
+
+
+def test_boards_know_every_setting_that_came_later():
+    sections = {"model": "model", "data": "dataset", "task": "task"}
+    classes = [(section, entry.load()) for section, kind in sections.items() for entry in entries(kind).values()]
+    classes.append(("train", TrainConfig))
+    later = {(section, name): value for section, cls in classes for name, value in added_later(cls).items()}
+    assert len(later) > 5
+    for (section, name), value in later.items():
+        assert value in (None, False) or AS_BEFORE[f"{section}.{name}"] == value
 
 
 # subsets ------------------------------------------------------------------------------------------------------------
