@@ -281,3 +281,29 @@ def test_options_of_a_task_from_anywhere_are_flags(new, tmp_path, capsys):
 def test_help_names_the_options_of_every_task(capsys):
     assert main(["predict", "--help"]) == 0
     assert "--top TOP next_item: items per user (default: 10)" in " ".join(capsys.readouterr().out.split())
+
+
+MINE = """
+from statezoo.datasets.recsys.log import Log
+
+
+class MyLog(Log):
+    tasks = ("next_item",)
+
+    def read_file(self, file):
+        raw = super().read_file(file)
+        print("read by my own code")
+        return raw
+"""
+
+
+def test_an_adapter_whose_file_is_typed_reads_for_a_run(runs, new, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_log.py").write_text(MINE)
+    expected = predicted(tmp_path, runs / "log", "new.csv")
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(predicted(tmp_path, runs / "log", "new.csv", "data.name=my_log.py"), expected)
+    assert "read by my own code" in capsys.readouterr().out
+    found = statezoo.open_run(runs / "log").predict("new.csv", data={"name": "my_log.py"})
+    pd.testing.assert_frame_equal(found, expected)
+    assert "read by my own code" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..recipe import Recipe, load, read_by
 from ..registry import find
 from ..runs import finished, reader_of, refuse_unscored, require_finished, task_options
 from ..stored import within_budget
-from ..trust import trusting
+from ..trust import trusting, typed
 from . import head
 from .evaluate import collect
 from .rows import load_rows
@@ -158,7 +159,8 @@ class Run:
             raise ZooError(f"{told('out')} {out}: {task.rows} writes one .ply for each cloud; give a folder")
         if clouds and out.is_dir() and any(out.iterdir()):
             raise ZooError(f"{told('out')} {out}: holds files already; give a new folder")
-        with quiet_lightning(), self.recipe.trusted(), tempfile.TemporaryDirectory() as folder:
+        chosen = typed(str(data["name"])) if "name" in data else nullcontext()
+        with quiet_lightning(), self.recipe.trusted(), chosen, tempfile.TemporaryDirectory() as folder:
             reader, source = self._reader(source, data, Path(folder))
             reader.asked |= task.asks(**options)
             part = reader.inference(source, self.folder / "prep")
