@@ -386,6 +386,31 @@ def test_a_row_is_ahead_where_the_whole_interval_of_the_difference_is_on_its_sid
     assert {board._rank(row, without, "m", lower=False) for row in without} == {None}
 
 
+def test_a_replicate_is_the_mean_over_as_many_drawn_seeds_as_there_are(tmp_path):
+    """Seed 0 ranks every target first, seed 1 none: the mean of two seeds drawn is 0, 1/2 or 1."""
+    made = []
+    for seed, rank in enumerate((1, 400)):
+        rows = load_rows(POPULARITY.predictions)
+        rows |= {"rank": np.full_like(rows["rank"], rank), "ties": np.zeros_like(rows["ties"])}
+        one = laid(tmp_path / str(seed), rows=False, seed=seed)
+        save_rows(tmp_path / str(seed) / "predictions.npz", rows)
+        sha256 = hash_file(tmp_path / str(seed) / "predictions.npz")
+        predictions = one.record.predictions.model_copy(update={"sha256": sha256})
+        made.append((board.Found(one.record.model_copy(update={"predictions": predictions}), one.path),))
+    arrays, facts = board.hierarchical(tuple(made))
+    at = facts["names"].index("hr@10")
+    values, counts = np.unique(arrays["draws"][:, at], return_counts=True)
+    assert values.tolist() == [0, 0.5, 1] and arrays["value"][at] == 0.5
+    assert np.allclose(counts / counts.sum(), [0.25, 0.5, 0.25], atol=0.05)
+
+
+def test_a_metric_that_some_replicate_leaves_undefined_has_no_bounds_and_zero_is_a_value():
+    assert board._bounds(np.array([0.5, np.nan, 0.7])) is None
+    assert board._bounds(np.linspace(0, 1, 1001)) == pytest.approx((0.025, 0.975))
+    assert board._cell(0.0, (0.0, 0.25)) == "0.0000 [0.0000, 0.2500]"
+    assert board._cell(None, None) == "undefined" and board._cell(0.5, None) == "0.5000"
+
+
 def test_a_seed_without_its_rows_leaves_the_row_without_an_interval(tmp_path):
     some = [laid(tmp_path / str(seed), seed=seed, rows=seed == 0) for seed in range(2)]
     (one,) = board.boards(some)
@@ -403,7 +428,15 @@ def test_folds_without_their_rows_have_no_value(tmp_path):
     ]  # fmt: skip
     (one,) = board.boards(pair)
     assert set(one.rows[0].value.values()) == {None} and one.n_test == 78
-    assert board.table(one)[1][2:5] == ["1", "undefined", "undefined"]
+    header, line = board.table(one)[:2]
+    assert header == ["rank", "model", "seeds", "balanced_accuracy", "accuracy", "macro_f1", "nll"]
+    assert line == ["-", "distance-knn", "1", *["undefined"] * 4]
+
+
+def test_boards_of_the_sample_stand_behind_all_others(tmp_path):
+    sample = laid(tmp_path / "sample", KNN, rows=False, slices={}, **{"benchmark/sample": True})
+    real = laid(tmp_path / "real", rows=False)
+    assert [(one.sample, one.name[:5]) for one in board.boards([sample, real])] == [(False, "ml-10"), (True, "anato")]
 
 
 @pytest.mark.parametrize(
@@ -432,7 +465,7 @@ def test_rows_are_added_up_to_the_largest_size(more, tmp_path, monkeypatch):
     laid(tmp_path / "run")
     added = board.add(tmp_path / "run")
     assert added == tmp_path / "records" / POPULARITY.path.relative_to(board.ROOT / "leaderboards" / "records")
-    assert added.with_suffix(".npz").is_file() is not more and board.read_record(added) == POPULARITY.record
+    assert added.with_suffix(".npz").is_file() == (not more) and board.read_record(added) == POPULARITY.record
 
 
 SETTINGS = "recipe/scientific"

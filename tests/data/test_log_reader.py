@@ -421,12 +421,16 @@ def test_short_users_and_unseen_items_are_counted_and_handled(tmp_path):
             "users": 4,
             "items": 3,
             "users_with_fewer_than_3_events": 2,
+            "items_unseen_in_training": 1,
+            "valid_targets_unseen_in_training": 0,
             "test_targets_unseen_in_training": 1,
             "duplicates_dropped": 0,
         }.items()
     )
     test = data.part("test").batch(np.arange(2))
     assert [spec.inputs.vocabulary[code - 1] for code in test["target"]] == ["z", "x"], "users a and d; z can be missed"
+    checked = [dataset(tmp_path, max_len=n).check() for n in (3, 4, 5)]
+    assert [counts["test_histories_that_fill_max_len"] for counts in checked] == [2, 1, 0]
     train = data.part("train")
     assert len(train) == 3, "users with two events and more train: a, c, d"
     user, item = train.events()
@@ -467,6 +471,33 @@ def test_duplicates_are_refused_with_their_row_or_dropped_and_counted(tmp_path):
     data = dataset(tmp_path, rows, duplicates="drop")
     data.prepare()
     assert data.counts["duplicates_dropped"] == 2 and data.counts["events_in_file"] == len(LOG) + 2
+
+
+def test_a_split_is_kept_under_every_setting_that_makes_it(tmp_path):
+    """One file, one cache: what was made under other settings is never taken for what these make."""
+    rows = [*((user, item, 10 * n) for user in "abc" for n, item in enumerate("xyzxyxyx")), ("a", "x", 0)]
+    settings = [
+        {}, {"k_core": 4}, {"split": "global-time", "quantiles": (0.5, 0.75)},
+        {"split": "global-time", "quantiles": (0.4, 0.6)}, {"timestamps": "float32"},
+        {"user": "item", "item": "user"}, {"time_unit": "ms"},
+    ]  # fmt: skip
+    rows = [(user, item, time + 2**24 + 1) for user, item, time in rows]
+    write(tmp_path, HEAD + "".join(f"{user},{item},{time}\n" for user, item, time in rows))
+    made = {}
+    for n, some in enumerate(settings):
+        data = create_dataset("log", root=tmp_path, **{"k_core": 1, "max_len": 5, "duplicates": "drop", **some})
+        made[n] = data.prepare() and {name: array.tobytes() for name, array in data._log.arrays.items()}
+    assert [n for n in made if n and made[n] == made[0]] == [6], "the unit of times alone changes no array"
+    assert made[2] != made[3]
+    with pytest.raises(ZooError, match="repeats an earlier event"):
+        create_dataset("log", root=tmp_path, k_core=1, max_len=5).prepare()
+
+
+@pytest.mark.parametrize("setting", ["max_len", "k_core"])
+def test_windows_and_cores_are_of_one_event_at_least(setting, tmp_path):
+    with pytest.raises(ZooError, match="must be at least 1"):
+        dataset(tmp_path, **{setting: 0})
+    dataset(tmp_path, **{setting: 1}).prepare()
 
 
 # times stay whole -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Splits and windows of logs equal plain loops: filter, tie rule, both splits, windows, loss."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -296,6 +298,16 @@ def test_rounded_times_change_the_split_and_its_name(tmp_path):
     assert found == {"exact": ("7", "leave-two-out"), "float32": ("6", "leave-two-out-float32")}
     with pytest.raises(ZooError, match="did you mean 'float32'"):
         create_dataset("log", timestamps="float33")
+
+
+def test_the_hash_of_a_split_is_that_of_its_names_too(tmp_path):
+    hashes = set()
+    for n, (users, items) in enumerate((("abcd", "xyz"), ("abce", "xyz"), ("abcd", "wyz"))):
+        (tmp_path / str(n)).mkdir()
+        write_rows(tmp_path / str(n) / "log.csv", [(u, i, t) for u in users for t, i in enumerate(items + items)])
+        hashes.add(create_dataset("log", root=tmp_path / str(n), k_core=1).split_hash())
+    assert len(hashes) == 3
+    assert hash_user("a") == hashlib.sha256(b"user\x1fa").hexdigest()[:16]
 
 
 # the leakage assertion ------------------------------------------------------------------------------------------------

@@ -97,6 +97,14 @@ def test_lengths_move_the_state_to_the_last_valid_step(segmented):
         close(state[row : row + 1], alone, **EXACT)
 
 
+def test_a_wider_state_does_not_widen_what_goes_on_from_it():
+    x, weight, bias, initial = problem(batch=2, steps=4)
+    x, weight, bias = x.float(), weight.float(), bias.float()
+    y, state = causal_conv1d(x, weight, bias, initial=initial)
+    assert y.dtype == state.dtype == torch.float32
+    close(y, causal_conv1d(x, weight, bias, initial=initial.float())[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("segmented", [False, True])
 def test_a_row_of_padding_alone_leaves_the_state_as_it_was(segmented):
     x, weight, bias, initial = problem(batch=2, steps=4)
