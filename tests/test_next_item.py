@@ -36,6 +36,7 @@ def test_an_item_that_training_never_saw_is_no_candidate():
     scores = [[9.0, 0.1, 0.9, 0.5, 0.4]] * 3  # padding and the unseen item score highest
     found = rows(one, scores, [3, 2, 1])
     assert found["rank"].tolist() == [1, 4, 3] and found["candidates"].tolist() == [3, 4, 3]
+    assert found["ties"].tolist() == [0, 0, 0], "what is no candidate either is not tied with a target that is none"
     table = one.predictions(torch.tensor(scores), {}, top=4)
     assert table["item"][0].compressed().tolist() == ["c", "d", "a"]
 
@@ -65,6 +66,43 @@ def test_a_cut_off_that_a_masked_user_always_meets_is_refused():
     assert rows(one, scores, [1], [[2, 3, 0]])["candidates"].tolist() == [3]
     with pytest.raises(ZooError, match="2 is not below the 2 items that are left for a user whose history is masked"):
         rows(one, scores, [1], [[2, 3, 4]])
+
+
+class Steps(torch.nn.Module):
+    """Features of a step are scores of every item, its input."""
+
+    inputs = ("scores",)
+    causal = True
+
+    def __init__(self, pad_competes):
+        super().__init__()
+        self.pad_competes = pad_competes
+
+    def forward_features(self, scores):
+        return scores
+
+    def forward_head(self, features):
+        return features
+
+
+@pytest.mark.parametrize("per_prefix", [False, True])
+@pytest.mark.parametrize("pad_competes", [False, True])
+def test_the_loss_is_over_items_and_over_padding_where_the_model_has_it_compete(pad_competes, per_prefix):
+    spec = Spec(Inputs("log", {}, tuple("abc"), (1, 1, 1)), Outputs(), {"num_items": 3})
+    one = find("task", "next_item").load()(Steps(pad_competes), spec, topk=(1,))
+    one.per_prefix = per_prefix
+    scores = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    length, targets = torch.tensor([3, 1]), torch.tensor([[0, 0, 2, 0], [3, 0, 0, 0]])
+    logp = [row.log_softmax(0) for row in scores[[0, 1], [2, 0]][:, 0 if pad_competes else 1 :]]
+    wanted = -(logp[0][2 - (not pad_competes)] + logp[1][3 - (not pad_competes)]) / 2
+    loss = one.loss({"scores": scores, "length": length, "targets": targets})
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert torch.equal(one.last_features({"scores": scores, "length": length}), scores[[0, 1], [2, 0]])
+
+
+def test_masking_is_part_of_the_protocol():
+    for mask in (True, False):
+        assert task([1] * 4, mask_history=mask).protocol() == {"topk": [1], "mask_history": mask}
 
 
 def test_fewer_items_are_recommended_where_fewer_are_left():
@@ -97,6 +135,20 @@ def test_whole_histories_are_asked_for_where_they_are_hidden():
 
 def write_log(folder, rows):
     (folder / "log.csv").write_text("user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows))
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_the_floor_leaves_out_histories_as_the_task_does(mask, tmp_path):
+    write_log(tmp_path, [(f"u{u}", f"i{(u * n) % 7}", n) for u in range(1, 7) for n in range(5)])
+    data = create_dataset("log", root=tmp_path, k_core=1)
+    data.asked.add("history")
+    spec = data.prepare()
+    made = find("task", "next_item").load()(Popularity.from_spec(spec), spec, topk=(1,), mask_history=mask)
+    floor, batch = made.trivial(data.part("train"), data.part("test")), data.part("test").batch(np.arange(6))
+    trained = {code for code, count in enumerate(spec.inputs.counts, 1) if count}
+    left = [trained - set(row) if mask else trained for row in batch["history"].tolist()]
+    missed = [target not in some for target, some in zip(batch["target"].tolist(), left, strict=True)]
+    assert floor["candidates"].tolist() == [len(some) + out for some, out in zip(left, missed, strict=True)]
 
 
 def test_targets_alone_do_not_make_an_item_known(tmp_path):
