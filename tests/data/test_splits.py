@@ -80,6 +80,7 @@ def test_split_stays_what_it_was():
     ("groups", "fractions", "message"),
     [
         (["a", "b", "c"], {"train": 0.5, "test": 0.4}, r"sum to 0\.9; they must sum to 1"),
+        (["a", "b", "c"], {"train": 0.5, "test": 0.499}, r"sum to 0\.999; they must sum to 1"),
         (["a", "a", "b"], {"train": 0.6, "valid": 0.2, "test": 0.2}, r"test part of the split is empty \(2 groups\)"),
     ],
 )
