@@ -72,6 +72,20 @@ def test_classification_needs_classes():
         make("classification", classes=("only",))
 
 
+def test_classes_weigh_as_much_as_they_are_rare_and_one_without_a_sample_is_named():
+    spec = Spec(Inputs("tokens", {}), Outputs(("a", "b", "c"), ()), {})
+    for label, weights in (([0, 0, 0, 1, 2, 2], [2 / 3, 2, 1]), ([0, 0, 2], None)):
+        task = find("task", "classification").load()(Echo(), spec, class_weights="balanced")
+        train = part(len(label), label=np.array(label))
+        data = type("Data", (), {"part": lambda self, name, train=train: train})()
+        if weights is None:
+            with pytest.raises(ZooError, match="class 'b' has no training sample to weigh; set task.class_weights"):
+                task.accept(data)
+        else:
+            task.accept(data)
+            assert task.class_weight.tolist() == pytest.approx(weights)
+
+
 def test_segmentation_counts_are_the_confusion_matrix():
     rng = np.random.default_rng(0)
     label, guess = rng.integers(-1, 3, (5, 40)), rng.integers(0, 3, (5, 40))
@@ -136,6 +150,7 @@ def test_completion_losses_add_up_and_small_clouds_have_an_exact_emd():
     task = make("completion", kind="points", cd_l2=0.0, cd_l1=2.0, dcd=3.0, emd_points=5)
     wanted = 2 * chamfer(one, other)[0].mean() + 3 * density_aware_chamfer(one, other).mean()
     assert task.loss(batch).item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert task.protocol()["emd_points"] == 5, "other points are another board"
     for row, a, b in zip(task.batch_rows(batch)["emd"], one, other, strict=True):
         best = [  # of the 36 pairs of five points that may have been drawn
             min(float(costs[range(5), order].mean()) for order in itertools.permutations(range(5)))

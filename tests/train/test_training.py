@@ -10,11 +10,13 @@ from statezoo.zoo.api import load
 from statezoo.zoo.cli import main
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.files import read_json
+from statezoo.zoo.recipe import load as load_recipe
 from statezoo.zoo.train.config import TrainConfig
 from statezoo.zoo.train.csvlog import read_log
 from statezoo.zoo.train.engine import Engine
+from statezoo.zoo.train.evaluate import collect
 from statezoo.zoo.train.optim import make_optimizer, parameter_groups
-from statezoo.zoo.train.run import train
+from statezoo.zoo.train.run import session, train
 from statezoo.zoo.train.state import load as load_state
 
 SHORT = ["train.epochs=2", "train.logger=null"]
@@ -128,6 +130,20 @@ def test_the_average_moves_once_an_optimiser_step(tmp_path):
     (first, second), (one, two) = ([s[kind]["embed.weight"] for s in states] for kind in ("model", "ema"))
     assert torch.allclose(one, start.lerp(first, 0.25), atol=1e-7)
     assert torch.allclose(two, one.lerp(second, 0.25), atol=1e-7) and not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_drops_nothing_out_and_leaves_the_mode_as_it_was(training):
+    s = session(load_recipe("mlp/digits", ["model.dropout=0.5"], sample=True), sample=True)
+    part = s.dataset.part("valid")
+    s.task.train(training)
+    rows = collect(s.task, s.datamodule(), part)
+    assert s.task.training is training
+    s.task.eval()
+    batch = {name: torch.from_numpy(array) for name, array in part.batch(np.arange(len(part))).items()}
+    with torch.inference_mode():
+        wanted = s.task.outputs_to_rows(s.task.outputs(batch), batch)
+    assert np.allclose(rows["prob"], wanted["prob"], atol=1e-6) and rows["id"].tolist() == list(part.ids)
 
 
 def test_whole_numbers_of_a_model_are_copied_into_the_average():
@@ -397,9 +413,6 @@ def test_anyones_trainer(plain):
 
 @pytest.mark.parametrize("model", ["sasrec", "bert4rec", "tim4rec"])
 def test_chunked_loss_is_the_loss(model):
-    from statezoo.zoo.recipe import load as load_recipe
-    from statezoo.zoo.train.run import session
-
     losses = []
     for overrides in ([], ["task.loss_chunk=7"]):
         s = session(load_recipe(f"{model}/ml-100k", overrides, sample=True), sample=True)
