@@ -55,6 +55,8 @@ def test_classification_rows_and_floor():
     rows = task.batch_rows(batch)
     assert np.allclose(rows["prob"], scores.softmax(1).numpy()) and rows["target"].tolist() == [0, 1]
     assert torch.isclose(task.loss(batch), torch.nn.functional.cross_entropy(scores, batch["label"]))
+    told = task.predictions(scores, batch)
+    assert told["class"].tolist() == ["a", "c"] and np.allclose(told["probability"], scores.softmax(1).amax(1))
     floor = task.trivial(part(4, label=np.array([0, 0, 0, 1])), part(2, label=np.array([0, 2])))
     assert floor["prob"].tolist() == [[0.75, 0.25, 0.0]] * 2
     assert metrics.compute("classification", floor)["accuracy"] == 0.5
@@ -160,6 +162,10 @@ def test_completion_losses_add_up_and_small_clouds_have_an_exact_emd():
         assert min(abs(value - row) for value in best) < 1e-6
     whole = make("completion", kind="points", emd_points=7).batch_rows(batch)["emd"]  # more than there are: all
     assert np.allclose(whole, earth_mover(one, other).numpy(), rtol=1e-6)
+    for fewer in ({"x": one[:, :1]}, {"target": other[:, :1]}):  # of either cloud: one point, and one of the other's
+        uneven = batch | fewer
+        made, distances = task.batch_rows(uneven)["emd"], torch.cdist(uneven["x"], uneven["target"]).flatten(1).numpy()
+        assert (np.abs(distances - made[:, None]).min(1) < 1e-6).all()
 
 
 def test_emd_is_of_the_whole_shape_whatever_the_order_of_its_points():
