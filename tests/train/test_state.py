@@ -158,6 +158,9 @@ def test_a_kill_between_two_states_takes_no_best_weights_away(tmp_path):
     assert path.read_text() == "three"
     state.BestWeights(tmp_path, counted).go_back()  # killed before a state counted them
     assert path.read_text() == "one" and len(list(path.parent.iterdir())) == 1
+    path.with_name(state.BEFORE).write_text("older")  # killed behind a state, before these were taken away
+    state.BestWeights(tmp_path, counted).go_back()
+    assert path.read_text() == "one" and len(list(path.parent.iterdir())) == 1
     state.BestWeights(tmp_path, None).go_back()
     assert not list(path.parent.iterdir())
 
