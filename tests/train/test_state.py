@@ -127,8 +127,11 @@ def test_rows_that_the_state_counts_must_be_in_the_log(run, damage, told):
     log = run / "metrics.csv"
     rows = log.read_text().splitlines(keepends=True)
     log.unlink() if damage is None else log.write_text("".join(damage(rows)))
+    kept = run / "checkpoints" / state.BEFORE
+    kept.write_text("of an older state")
     with pytest.raises(ZooError, match=rf"metrics\.csv: {told} of those that the saved state counts .*; put the"):
         digits(run, resume=str(run))
+    assert kept.read_text() == "of an older state", "what is refused is left as it is"
 
 
 def test_best_weights_that_the_state_counts_must_be_whole(run):
@@ -292,6 +295,21 @@ def drawing(monkeypatch):
         return features * (0.5 + noise) * (0.5 + random.random()) + extra
 
     monkeypatch.setattr(MLP, "forward_features", drawn)
+
+
+def test_every_step_and_every_seed_draws_noise_of_its_own(tmp_path, monkeypatch):
+    plain, drawn = MLP.forward_features, []
+
+    def noting(self, *inputs):
+        if self.training:
+            drawn.append(torch.rand(()).item())
+        return plain(self, *inputs)
+
+    monkeypatch.setattr(MLP, "forward_features", noting)
+    for name, seed in (("one", 0), ("other", 1), ("again", 0)):
+        digits(tmp_path / name, f"seed={seed}", "train.max_steps=6")
+    one, other, again = drawn[:6], drawn[6:12], drawn[12:]
+    assert len(set(one + other)) == 12 and again == one
 
 
 @pytest.mark.parametrize("after", [1, 2])
