@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from statezoo.zoo import metrics
 from statezoo.zoo.data.base import Part
+from statezoo.zoo.data.cloud_reader import read_cloud
 from statezoo.zoo.data.spec import Inputs, Outputs, Spec
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.geometry.distances import chamfer, density_aware_chamfer, earth_mover
@@ -166,6 +167,19 @@ def test_completion_losses_add_up_and_small_clouds_have_an_exact_emd():
         uneven = batch | fewer
         made, distances = task.batch_rows(uneven)["emd"], torch.cdist(uneven["x"], uneven["target"]).flatten(1).numpy()
         assert (np.abs(distances - made[:, None]).min(1) < 1e-6).all()
+
+
+def test_completed_clouds_are_written_in_the_units_of_their_files(tmp_path):
+    class Scaled(Part):
+        def to_file_units(self, i, points):
+            return points * (i + 2) + 10
+
+    made = torch.arange(12.0).reshape(2, 2, 3)
+    clouds = Scaled({}, ["a", "b", "c"])
+    make("completion", kind="points").write_files(made, {"index": torch.tensor([2, 0])}, clouds, tmp_path)
+    for name, cloud, scale in (("c", made[0], 4), ("a", made[1], 2)):
+        assert np.allclose(read_cloud(tmp_path / f"{name}.ply").xyz, cloud.numpy() * scale + 10)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_emd_is_of_the_whole_shape_whatever_the_order_of_its_points():
