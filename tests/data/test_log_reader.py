@@ -379,6 +379,28 @@ def test_recbole_times_are_exact(tmp_path):
     assert [time for _, _, time in events(log)] == [978300019, 978300020, 978300083, 978000000]
 
 
+def test_rows_of_json_lines_are_named_across_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("statezoo.zoo.data.log_sources.CHUNK", 3)
+    lines = [f'{{"user": "a", "item": "x", "time": {n}}}\n' for n in range(10)]
+    lines[7] = '{"user": "a", "item": "x", "time": -7}\n'
+    file = write(tmp_path, "".join(lines), "log.jsonl")
+    with pytest.raises(ZooError, match=r"log\.jsonl: row 8: negative time -7"):
+        read_log(file, COLUMNS)
+
+
+@pytest.mark.parametrize(("kind", "last"), [("float32", 2**24), ("float64", 2**53)])
+def test_float_times_are_read_as_far_as_each_has_a_value_of_its_own(tmp_path, kind, last):
+    for time, right in ((last, True), (last + 2, False)):
+        times = np.array([time], kind)
+        assert int(times[0]) == time
+        file = write(tmp_path, {"user": ["a"], "item": ["x"], "time": times})
+        if right:
+            assert read_log(file, COLUMNS, time_unit="ns", future=True).time.tolist() == [time]
+        else:
+            with pytest.raises(ZooError, match="cannot tell time .* from its neighbours"):
+                read_log(file, COLUMNS, time_unit="ns", future=True)
+
+
 def test_rows_are_named_across_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr("statezoo.zoo.data.log_sources.CHUNK", 3)
     monkeypatch.setattr("statezoo.zoo.data.log_sources.BLOCK", 32)

@@ -366,6 +366,14 @@ def test_leaks_are_found(split, part, tamper):
         assert_no_leak(split, log.arrays, log.counts)
 
 
+def test_a_target_of_the_first_item_is_looked_at_too():
+    log = leave_two_out(raw([(0, item, time) for time, item in enumerate([1, 2, 0, 0])]), 1)
+    assert log.arrays["test_item"].tolist() == [1]
+    log.arrays["test_time"] += 1
+    with pytest.raises(ZooError, match="a test history does not end just before its target"):
+        assert_no_leak("leave-two-out", log.arrays, log.counts)
+
+
 def test_a_training_event_at_the_first_cut_is_found():
     log = sample_log("global-time")
     user = np.flatnonzero(log.arrays["train_end"] > log.arrays["start"][:-1])[0]
