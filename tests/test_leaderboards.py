@@ -510,6 +510,7 @@ def test_folds_share_a_row_where_data_recipe_and_code_are_the_same():
 
     one, other = KNN.record, record()
     assert (one.board(), one.entry()) == (other.board(), other.entry())
+    assert one.recipe.id.endswith("@fold1") and board._recipe(one) == "distance-knn/anatomy-bones"
     assert one.board() != record(**{"data/manifest_sha256": "0" * 64}).board()
     assert one.entry() != record(**{"recipe/code": {"model": "0" * 64}}).entry()
     assert one.entry() != record(**{f"{SETTINGS}/model/neighbours": 7}).entry()
