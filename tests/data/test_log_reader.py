@@ -388,7 +388,7 @@ def test_rows_of_json_lines_are_named_across_chunks(tmp_path, monkeypatch):
         read_log(file, COLUMNS)
 
 
-@pytest.mark.parametrize(("kind", "last"), [("float32", 2**24), ("float64", 2**53)])
+@pytest.mark.parametrize(("kind", "last"), [("float32", 2**24), ("float64", 2**53), ("float16", 2**11)])
 def test_float_times_are_read_as_far_as_each_has_a_value_of_its_own(tmp_path, kind, last):
     for time, right in ((last, True), (last + 2, False)):
         times = np.array([time], kind)

@@ -151,7 +151,8 @@ def whole_floats(times, file: Path, row: int):
             "store times as int64"
         )
     # one that is not whole keeps its text, by which it is refused
-    return times if pc.any(pc.not_equal(pc.floor(times), times)).as_py() else times.cast(pa.int64())
+    wide = pa.array(values, from_pandas=True)  # pyarrow computes nothing with 16 bits
+    return times if pc.any(pc.not_equal(pc.floor(wide), wide)).as_py() else wide.cast(pa.int64())
 
 
 def in_unit(times: np.ndarray, have: str, want: str) -> np.ndarray:
