@@ -29,7 +29,9 @@ class Log(LogDataset):
 
     tasks = ("next_item",)
     license = "that of the data"
-    reading = ("user", "item", "time", "columns", "separator", "time_unit", "time_zone", "future")
+    reading = (
+        "user", "item", "time", "columns", "separator", "time_unit", "time_zone", "future", "duplicates", "timestamps",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ class RecBole(LogDataset):
     tasks = ("next_item",)
     license = "that of the data"
     homepage = "https://recbole.io/atomic_files.html"
-    reading = ("user", "item", "time")
+    reading = ("user", "item", "time", "duplicates", "timestamps")
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import inspect
 import json
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
@@ -174,8 +174,11 @@ class Dataset:
     def save_prep(self, folder: Path) -> None:
         """Save what was fitted on the data beyond the Spec (JSON or safetensors) into a run's `prep/`."""
 
-    def read_for(self, trained: Dataset) -> None:
-        """Take over what decides the samples of a run that was trained on `trained`; only the reading is this one's."""
+    def read_for(self, trained: Dataset, changed: Collection[str] = ()) -> None:
+        """Take over what decides the samples of a run that was trained on `trained`; only the reading is this one's.
+
+        `changed`: arguments that were stated for this reading, which stay as they are.
+        """
         if type(self) is not type(trained):
             raise ZooError(f"{self.name} cannot read for a run of {trained.name}; leave data.name out")
 

@@ -133,6 +133,7 @@ class LogDataset(Dataset):
     group = "user/time"
     tiny = {"max_len": 20}
     added_later = {"timestamps": "exact", "cut": None}
+    reading = ("duplicates", "timestamps")
     plain = "log"
     split_of_all = "all"
     #: what `read_file` counts times in; a subclass of another unit states it
@@ -316,12 +317,14 @@ class LogDataset(Dataset):
         self.write_file(folder / file, Events(*(column[keep] for column in generate(0))))
         return folder / file
 
-    def read_for(self, trained: Dataset) -> None:
-        """Any log serves: the window, the unit of times and what becomes of events are those of training."""
+    def read_for(self, trained: Dataset, changed: Collection[str] = ()) -> None:
+        """Any log serves: window and unit are those of training, and so is what becomes of events but for `changed`."""
         if not isinstance(trained, LogDataset):
-            super().read_for(trained)
+            super().read_for(trained, changed)
         self.max_len, self.model_unit = trained.max_len, trained.time_unit
-        self.duplicates, self.timestamps = trained.duplicates, trained.timestamps
+        for name in LogDataset.reading:
+            if name not in changed:
+                setattr(self, name, getattr(trained, name))
 
     def inference(self, source: Path, prep: Path) -> Part:
         """Histories of all users of a log file, read as in training; unknown items are left out and counted.

@@ -206,7 +206,7 @@ class Run:
             source = reader.folder / reader.source_files()[0]
         else:
             raise ZooError(f"{name} reads no {type(source).__name__}; give a file or folder")
-        reader.read_for(trained)
+        reader.read_for(trained, changes)
         return reader, Path(source)
 
 
