@@ -74,3 +74,25 @@ def test_rounding_may_be_changed_and_is_that_of_training_where_it_is_not(runs, t
     ):  # fmt: skip
         times = batch_of(open_run(runs / name), exact, tmp_path, **changes)["times"]
         assert np.array_equal(times, times.astype(np.float32)) == expected, (name, changes)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_times_are_rounded_in_the_unit_of_the_run(unit, factor, runs, tmp_path):
+    """A run on float32 seconds sees the same log in a finer unit bit for bit, order included."""
+    close = np.random.default_rng(1).integers(0, 3000, len(events()))  # float32 is 128 s wide there
+    frame = events().assign(time=1_600_000_000 + close).drop_duplicates()
+    run = open_run(runs / "float32")
+    seconds = batch_of(run, frame, tmp_path)
+    finer = batch_of(run, frame.assign(time=frame["time"] * factor), tmp_path, time_unit=unit)
+    for name, array in seconds.items():
+        assert np.array_equal(array, finer[name]), name
+
+
+def test_moments_within_a_unit_of_the_run_keep_their_order_and_are_no_repeats(runs, tmp_path):
+    run = open_run(runs / "log")
+    first, second = run.spec.inputs.vocabulary[:2]
+    frame = pd.DataFrame(
+        {"user": 1, "item": [first, second, first], "time": [1600000000900, 1600000000500, 1600000000100]}
+    )
+    batch = batch_of(run, frame, tmp_path, time_unit="ms")
+    assert batch["items"][0, :3].tolist() == [1, 2, 1] and set(batch["times"][0, :3]) == {1600000000}

@@ -292,7 +292,13 @@ class LogDataset(Dataset):
         return RawLog(raw.user, raw.item, self._rounded(raw.time), raw.users, raw.items), len(repeated)
 
     def _rounded(self, time: np.ndarray) -> np.ndarray:
-        return time if self.timestamps == "exact" else time.astype(np.float32).astype(np.int64)
+        """float32 rounds what the model's unit counts; exact times stay in the file's, whose order may be finer."""
+        if self.timestamps == "exact":
+            return time
+        return self._for_model(time).astype(np.float32).astype(np.int64)
+
+    def _for_model(self, time: np.ndarray) -> np.ndarray:
+        return in_unit(time, self.time_unit, self.model_unit or self.time_unit)
 
     def write_sample(self, folder: Path, seed: int = 0) -> None:
         """The log of `log_sample` in the source's format."""
@@ -341,7 +347,7 @@ class LogDataset(Dataset):
         start = np.append(start, len(order)).astype(np.int64)
         arrays = {
             "item": code[order],
-            "time": in_unit(raw.time[order], self.time_unit, self.model_unit or self.time_unit),
+            "time": self._for_model(raw.time[order]) if self.timestamps == "exact" else raw.time[order],
             "start": start,
             "predict_user": np.arange(len(user)),
             "predict_end": start[1:],
