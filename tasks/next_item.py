@@ -46,6 +46,7 @@ class NextItem(Task):
             "help": "what users get of whose items none is known: nothing, or the most popular items of training",
         },
     }
+    nothing_left = "this user has seen every item that the model recommends"
     sample_train = {"epochs": 12, "batch_size": 64, "lr": 0.003, "patience": None, "max_steps": None}
 
     def __init__(

@@ -67,14 +67,48 @@ def test_seen_items_are_hidden_on_request_and_little_is_left(run, new):
     assert pd.read_parquet(out).equals(pd.read_parquet(out)) and len(pd.read_parquet(out)) == len(table)
 
 
-def test_a_file_without_any_known_item_is_an_error_or_answered_by_popularity(run, new):
-    new.write_text(HEAD + "eve,elsewhere,5,1\n")
-    with pytest.raises(ZooError, match=r"new\.csv: no sample can be predicted for .*; check how the file is read"):
-        open_run(run).predict(new)
-    with pytest.raises(ZooError, match="no sample can be predicted for"):
-        open_run(run).predict(new, features=False, top=3)
+def test_a_file_without_any_known_item_lists_its_users_or_is_answered_by_popularity(run, new, capsys):
+    new.write_text(HEAD + "eve,elsewhere,5,1\nfay,nowhere,5,2\n")
+    out = new.with_name("out.parquet")
+    assert main(["predict", str(run), str(new), "--top", "3", "--out", str(out)]) == 0
+    assert "0 samples" in capsys.readouterr().out
+    for table in (open_run(run).predict(new), open_run(run).predict(new, top=3, hide_seen=True), pd.read_parquet(out)):
+        assert list(table) == ["id", "rank", "item", "score", "reason"]
+        assert table["id"].tolist() == ["eve", "fay"] and table[["rank", "item", "score"]].isna().all(None)
+        assert set(table["reason"]) == {"no item of this user is known to the model"}
+        assert str(table["rank"].dtype) == "Int64" and table["score"].dtype == np.float32
     table = open_run(run).predict(new, top=2, fallback="popularity")
-    assert table["id"].tolist() == ["eve"] * 2 and table["rank"].tolist() == [1, 2]
+    assert table["id"].tolist() == ["eve"] * 2 + ["fay"] * 2 and table["rank"].tolist() == [1, 2] * 2
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_users_who_have_seen_every_candidate_are_listed_with_the_reason(others, run, new):
+    items = open_run(run).spec.inputs.vocabulary
+    rows = [("all", item, n) for n, item in enumerate(items)]
+    rows += [("ann", items[0], 1), ("eve", "elsewhere", 2)] if others else []
+    new.write_text(HEAD + "".join(f"{user},{item},5,{time}\n" for user, item, time in rows))
+    table = open_run(run).predict(new, top=2, hide_seen=True)
+    last = table[table["id"] == "all"]
+    assert last[["rank", "item", "score"]].isna().all(None) and len(last) == 1
+    assert last["reason"].item() == "this user has seen every item that the model recommends"
+    assert table["id"].tolist() == (["ann"] * 2 + ["all", "eve"] if others else ["all"])
+    assert len(open_run(run).predict(new, top=2, hide_seen=False)) == (5 if others else 2)
+    out = new.with_name("out.csv")
+    assert main(["predict", str(run), str(new), "--hide-seen", "--top", "2", "--out", str(out)]) == 0
+    assert pd.read_csv(out, keep_default_na=False)["reason"].tolist() == table["reason"].tolist()
+
+
+def test_features_of_unknown_users_are_told_and_a_frame_is_named_as_one(tmp_path):
+    words = ["train.logger=null", "train.max_steps=1"]
+    run = open_run(train("sasrec/log", words, sample=True, quiet=True, folder=tmp_path / "run"))
+    frame = pd.DataFrame({"user": ["eve"], "item": ["elsewhere"], "time": [1]})
+    with pytest.raises(ZooError) as caught:
+        run.predict(frame, features=True)
+    assert str(caught.value).startswith("DataFrame: no sample can be predicted for (no item of this user is known")
+    assert run.predict(frame)["id"].tolist() == ["eve"]
+    known = pd.DataFrame({"user": ["ann"], "item": [run.spec.inputs.vocabulary[0]], "time": [1]})
+    with pytest.warns(UserWarning, match="1 users of unknown items alone left out"):
+        assert run.predict(pd.concat([frame, known]), features=True)["id"].tolist() == ["ann"]
 
 
 def test_a_masked_run_may_show_seen_items(tmp_path, new):

@@ -354,7 +354,7 @@ class LogDataset(Dataset):
             "predict_item": np.zeros(len(user), np.int32),
         }
         part = EvalUsers(arrays, "predict", self.max_len, [raw.users[u] for u in user], self.asked)
-        part.ids = np.array([raw.users[u] for u in user])
+        part.ids = np.array([raw.users[u] for u in user], dtype=str)
         part.target = None
         unknown_users = np.setdiff1d(np.arange(len(raw.users)), user)
         part.unserved = {raw.users[u]: "no item of this user is known to the model" for u in unknown_users}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -31,7 +32,6 @@ from . import head
 from .evaluate import collect
 from .rows import load_rows
 from .run import Session, build, make_dataset, quiet_lightning
-from .task import Task
 
 
 def open_run(run: Path, prepared: bool = True, *, trust_code: bool = False) -> Session:
@@ -161,17 +161,18 @@ class Run:
             raise ZooError(f"{told('out')} {out}: holds files already; give a new folder")
         chosen = typed(str(data["name"])) if "name" in data else nullcontext()
         with quiet_lightning(), self.recipe.trusted(), chosen, tempfile.TemporaryDirectory() as folder:
+            shown = source if isinstance(source, (str, os.PathLike)) else type(source).__name__
             reader, source = self._reader(source, data, Path(folder))
             reader.asked |= task.asks(**options)
             part = reader.inference(source, self.folder / "prep")
-            if not len(part) and (features or not _answer(task, part, options)):
+            if not len(part) and (features or not part.unserved):
                 why = next(iter((part.unserved or {"": "it holds none"}).values()))
-                raise ZooError(f"{source}: no sample can be predicted for ({why}); check how the file is read")
+                raise ZooError(f"{shown}: no sample can be predicted for ({why}); check how the file is read")
             given = part.batch(np.arange(1)) if len(part) else task.model.inputs
             missing = [name for name in task.model.inputs if name not in given]
             if missing:
                 raise ZooError(
-                    f"{source}: gives no {missing[0]}, which the model needs; see `zoo data describe {reader.name}`"
+                    f"{shown}: gives no {missing[0]}, which the model needs; see `zoo data describe {reader.name}`"
                 )
             if clouds:
                 for batch in _batches(self._session, part):
@@ -181,7 +182,7 @@ class Run:
         table = pd.DataFrame(found)
         if out is not None:
             _write_table(out, table)
-        return Predicted(len(part), reader.counts, table, [], out)
+        return Predicted(len(part), reader.counts, table, [], out, listed=not features)
 
     def _reader(self, source, changes: dict, folder: Path) -> tuple[Dataset, Path]:
         """The adapter that reads `source`, and the file or folder; of a DataFrame its copy in `folder`."""
@@ -219,10 +220,13 @@ class Predicted:
     table: pd.DataFrame | None
     files: list[Path]
     out: Path | None
+    listed: bool = True
+    """Whether samples that could not be used stand in the table."""
 
     def left_out(self) -> list[str]:
         """Lines that tell what of the source could not be used."""
-        ignored = {name: n for name, n in self.counts.items() if n and name.startswith("events_of_unknown")}
+        what = ("events_of_unknown",) if self.listed else ("events_of_unknown", "users_of_unknown")
+        ignored = {name: n for name, n in self.counts.items() if n and name.startswith(what)}
         return [f"{n} {name.replace('_', ' ')} left out" for name, n in ignored.items()]
 
 
@@ -247,31 +251,40 @@ def _batches(s: Session, part: Part):
 def _predictions(s: Session, part: Part, options: dict) -> pd.DataFrame:
     """A table of predictions, one line each; of several per sample the best first, as `rank`.
 
-    Samples that the part does not serve come last with the `reason`, and with what the task answers without inputs.
+    Samples of which no candidate is left come last with the `reason`, and behind them those that the part does not
+    serve, with what the task answers without inputs.
     """
     if not hasattr(s.task, "predictions"):
         raise ZooError(f"the task {s.task.rows} writes no predictions for files yet; use `zoo eval`")
     found = [s.task.predictions(s.task.outputs(batch), batch, **options) for batch in _batches(s, part)]
-    columns = {name: np.ma.concatenate([one[name] for one in found]) for name in found[0]} if found else {}
-    if all(column.ndim == 1 for column in columns.values()) and found:
+    answer = s.task.without_inputs(**options) if part.unserved else {}
+    # no sample is served: the columns are those of the answer, without lines
+    found = found or [{name: column[:0, None] for name, column in answer.items()}]
+    columns = {name: np.ma.concatenate([one[name] for one in found]) for name in found[0]}
+    if all(column.ndim == 1 for column in columns.values()):
         return pd.DataFrame({"id": part.ids, **{name: column.data for name, column in columns.items()}})
-    mask = next((np.ma.getmaskarray(column) for column in columns.values()), np.zeros((0, 0), bool))
+    mask = np.ma.getmaskarray(next(iter(columns.values())))
     sample, place = np.nonzero(~mask)  # masked: there were fewer
     flat = {name: column.data[~mask] for name, column in columns.items()}
     table = pd.DataFrame({"id": part.ids[sample], "rank": place + 1, **flat})
-    if not part.unserved:
+    exhausted = dict.fromkeys(part.ids[mask.all(1)], s.task.nothing_left)
+    if not exhausted and not part.unserved:
         return table
     table = table.assign(rank=table["rank"].astype("Int64"), reason="")
-    answer = _answer(s.task, part, options) or {"rank": pd.array([None], "Int64")}
-    lines = [pd.DataFrame({"id": name, **answer, "reason": reason}) for name, reason in part.unserved.items()]
-    return pd.concat([table, *lines], ignore_index=True)
+    return pd.concat([table, _listed(table, exhausted, {}), _listed(table, part.unserved, answer)], ignore_index=True)
 
 
-def _answer(task: Task, part: Part, options: dict) -> dict:
-    """Columns, `rank` first, of what the task answers without inputs where samples are left out; {}: nothing."""
-    answer = task.without_inputs(**options) if part.unserved else {}
+def _listed(table: pd.DataFrame, reasons: Mapping[str, str], answer: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Lines, with the columns of `table`, of samples with their reasons: the answer for each, else one without one."""
     size = len(next(iter(answer.values()), ()))
-    return {"rank": pd.array(np.arange(1, size + 1), "Int64"), **answer} if size else {}
+    lines = table.iloc[:0].reindex(range(len(reasons) * max(size, 1)))
+    for name, reason in (("id", list(reasons)), ("reason", list(reasons.values()))):
+        lines[name] = np.repeat(np.array(reason, dtype=object), max(size, 1))
+    if size:
+        lines["rank"] = pd.array(np.tile(np.arange(1, size + 1), len(reasons)), "Int64")
+        for name, column in answer.items():
+            lines[name] = np.tile(column, len(reasons))
+    return lines
 
 
 def _features(s: Session, part: Part) -> dict[str, np.ndarray]:

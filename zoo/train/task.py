@@ -39,6 +39,8 @@ class Task(L.LightningModule):
     #: options of `predictions`, which `zoo predict` takes as flags; literals, known without importing the task:
     #: name -> {"default": ..., "help": ...}, with "choices" (True, False) for a pair of flags, "least" for a number
     predict_options: ClassVar[dict[str, dict]] = {}
+    #: the reason that stands with a sample of which `predictions` masks everything
+    nothing_left: ClassVar[str] = "no candidate is left"
     #: training settings of `--sample`
     sample_train: ClassVar[dict] = {"epochs": 8, "batch_size": 64, "patience": None, "max_steps": None}
 
