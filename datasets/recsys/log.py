@@ -53,6 +53,11 @@ class Log(LogDataset):
         state none; `future` admits events later than now.
         """
         super().__init__(**log)
+        texts = {"file": file, "user": user, "item": item, "time": time, "separator": separator}
+        optional = {"columns": columns, "time_zone": time_zone}
+        for name, value in (texts | optional).items():
+            if not isinstance(value, str) and (value is not None or name in texts):
+                raise BadArgument(f"log: {name}={value}: give text")
         self.file, self.columns = file, {"user": user, "item": item, "time": time}
         self.separator = SEPARATORS.get(separator, separator)
         self.names = () if columns is None else tuple(name.strip() for name in columns.split(","))
@@ -68,7 +73,8 @@ class Log(LogDataset):
         for name in ("root", "file"):
             if config.get(name) is not None:
                 raise BadArgument(f"{name}={config[name]} and a DataFrame are two sources of one log; give one")
-        stored = store(frame, cls(**config).columns, folder)
+        plain = cls(**config)
+        stored = store(frame, plain.columns, folder, plain.time_zone)
         adapter = cls(**config | {"root": stored.file.parent, "file": stored.file.name})
         adapter.frame = stored
         return adapter

@@ -11,11 +11,14 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ZooError, unknown
 from ..files import atomic, cache_root
+from .log_sources import half_of
+from .log_times import find_zone, in_zone
 
 
 class Frame(NamedTuple):
@@ -25,8 +28,11 @@ class Frame(NamedTuple):
     sha256: str
 
 
-def store(frame, columns: Mapping[str, str], folder: Path | None = None) -> Frame:
-    """Write the columns of `user`, `item` and `time` of a DataFrame to `folder` (default: the cache), once."""
+def store(frame, columns: Mapping[str, str], folder: Path | None = None, zone: str | None = None) -> Frame:
+    """Write the columns of `user`, `item` and `time` of a DataFrame to `folder` (default: the cache), once.
+
+    `zone`: of the times without one in a column that has some with.
+    """
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -41,7 +47,9 @@ def store(frame, columns: Mapping[str, str], folder: Path | None = None) -> Fram
             raise ZooError(f"DataFrame: {names.count(column)} columns are named '{column}'; rename all but one")
     if not len(frame):
         raise ZooError("DataFrame: holds no rows; give a log with at least one event per row")
-    arrays = {column: _array(frame.iloc[:, names.index(column)], column) for column in columns.values()}
+    given = {column: _plain(frame.iloc[:, names.index(column)]) for column in columns.values()}
+    given[columns["time"]] = _moments(given[columns["time"]], zone)
+    arrays = {column: _array(values, column) for column, values in given.items()}
     digest = _digest([arrays[column] for column in columns.values()])
     name = hashlib.sha256(repr((digest, *columns.items())).encode()).hexdigest()
     file = (folder or cache_root() / "frames") / f"{name}.parquet"
@@ -62,6 +70,36 @@ def told(frame: Frame | None) -> Iterator[None]:
         file = re.escape(str(frame.file))
         text = re.sub(rf"{file}: row (\d+)", lambda found: f"DataFrame: row {int(found[1]) - 1}", str(error))
         raise ZooError(re.sub(file, "DataFrame", text)) from error
+
+
+def _plain(values):
+    """A column without the coding of categories of any type."""
+    import pandas as pd
+
+    coded = isinstance(values.dtype, pd.CategoricalDtype) and values.cat.categories.dtype == object
+    return values.astype(object) if coded else values
+
+
+def _moments(values, zone: str | None):
+    """A column of Python's times as one of pandas, all with a zone or all without; any other as it is."""
+    import pandas as pd
+
+    if values.dtype != object:
+        return values
+    times = {row: time for row, time in enumerate(values) if isinstance(time, datetime) and time is not pd.NaT}
+    if not times or len(times) + values.isna().sum() < len(values):
+        return values
+    naive = [row for row, time in times.items() if time.tzinfo is None]
+    local, moments = None if zone is None else find_zone(zone), values.tolist()
+    for row in naive if len(naive) < len(times) else ():
+        time = times[row]
+        whole = time.to_pydatetime(warn=False) if isinstance(time, pd.Timestamp) else time
+        moment = in_zone(whole, local, f"DataFrame: row {row}: time '{time}'")
+        moments[row] = pd.Timestamp(moment) + pd.Timedelta(getattr(time, "nanosecond", 0), "ns")
+    try:  # not Arrow, which cuts nanoseconds off
+        return pd.to_datetime(pd.Series(moments, dtype=object), utc=len(naive) < len(times))
+    except pd.errors.OutOfBoundsDatetime as error:
+        raise ZooError(f"DataFrame: times of nanoseconds end in 2262, others of the column do not ({error})") from error
 
 
 def _array(values, column: str):
@@ -87,6 +125,10 @@ def _array(values, column: str):
 
 def _odd(values, column: str) -> str:
     """What keeps a column from being one, with the first row of another type where there is one."""
+    halves = ((row, half_of(value)) for row, value in enumerate(values) if isinstance(value, str))
+    row, half = next(((row, half) for row, half in halves if half), (0, ""))
+    if half:
+        return f"row {row}: column '{column}' holds {half}, half of a character"
     types = [type(value).__name__ for value in values]
     at = next((row for row, name in enumerate(types) if name != types[0]), None)
     if at is None:

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ZooError, unknown
-from .log_sources import Layout, chunks, empty
+from .log_sources import Layout, chunks, decimal_id, empty
 from .log_times import UNITS, find_zone, parse_times
 
-#: 12.0, 1.5e7 and 1E+05 were ids once; 1e5 without a point or a sign may be a name
-FLOAT_ID = r"[+-]?(?:\d+\.\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|\d+[eE][+-]\d+)"
+#: 12.0, 1.5e7, 1,5E+07 and 1E+05 were ids once; 1e5 without a point or a sign may be a name
+FLOAT_ID = (
+    r"[\s\u00a0]*[+-]?(?:\d+[.,]\d*(?:[eE][+-]?\d+)?|[.,]\d+(?:[eE][+-]?\d+)?|\d+[eE][+-]\d+)[\s\u00a0]*"
+).replace(r"\u00a0", "\u00a0")
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,5 @@ def _ids(ids, role: str, file: Path, row: int):
     floats = ids.str.fullmatch(FLOAT_ID).to_numpy(dtype=bool)
     if floats.any():
         at = int(np.flatnonzero(floats)[0])
-        raise ZooError(
-            f"{file}: row {row + at}: {role} id '{ids.iloc[at]}' is a decimal number, mixing id types (an id column "
-            "that went through float or a spreadsheet, which loses digits); export it as integers or text"
-        )
+        raise decimal_id(file, row + at, role, ids.iloc[at])
     return ids

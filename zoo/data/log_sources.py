@@ -100,14 +100,28 @@ def parts(place: Path) -> list[Path]:
     return files
 
 
-def no_column(file: Path, role: str, column: str, names) -> ZooError:
-    """The error for a column that is not there."""
-    return ZooError(f"{file}: row 1: {unknown('column', column, names)} (set data.{role}=NAME)")
-
-
 def empty(file: Path, row: int = 1, what: str = "the file is empty") -> ZooError:
     """The error for a log without events."""
     return ZooError(f"{file}: row {row}: {what}; give a log with at least one event per line")
+
+
+def decimal_id(file: Path, row: int, role: str, name: str) -> ZooError:
+    """The error for an id that is written as a number that is not whole."""
+    return ZooError(
+        f"{file}: row {row}: {role} id '{name}' is a decimal number, mixing id types (an id column that went through "
+        "float or a spreadsheet, which loses digits); export it as integers or text"
+    )
+
+
+def only(file: Path, role: str, column: str, names: Sequence[str]) -> int:
+    """The position of the one column of that name."""
+    if column not in names:
+        raise ZooError(f"{file}: row 1: {unknown('column', column, names)} (set data.{role}=NAME)")
+    if (found := list(names).count(column)) > 1:
+        raise ZooError(
+            f"{file}: row 1: {found} columns are named '{column}'; rename all but one, or say which by data.{role}=NAME"
+        )
+    return list(names).index(column)
 
 
 # compressed files -----------------------------------------------------------------------------------------------------
@@ -204,13 +218,9 @@ def _place(file: Path, role: str, column: str | int, line: list[str], layout: La
                 f"{file}: row 1: has {len(line)} columns, data.columns names {len(layout.names)}; name each once, and "
                 f"check the separator {layout.separator!r}"
             )
-        if column not in layout.names:
-            raise no_column(file, role, str(column), layout.names)
-        return list(layout.names).index(column)
+        return only(file, role, str(column), layout.names)
     if layout.header:
-        if column not in line:
-            raise no_column(file, role, str(column), line)
-        return line.index(column)
+        return only(file, role, str(column), line)
     if int(column) >= len(line):
         raise ZooError(
             f"{file}: row 1: no column {int(column) + 1} for '{role}' (the line has {len(line)}); "
@@ -234,7 +244,7 @@ def _json_lines(file: Path, layout: Layout) -> Iterator[tuple[int, dict]]:
             for role, column in layout.columns.items():
                 if column not in record:
                     raise ZooError(f"{file}: row {row}: {unknown('key', str(column), record)} (set data.{role}=NAME)")
-                rows[role].append(_as_text(file, row, str(column), record[column]))
+                rows[role].append(_as_text(file, row, role, str(column), record[column]))
             row += 1
             if row - first == CHUNK:
                 yield first, {role: pd.Series(values, dtype=object) for role, values in rows.items()}
@@ -243,11 +253,25 @@ def _json_lines(file: Path, layout: Layout) -> Iterator[tuple[int, dict]]:
         yield first, {role: pd.Series(values, dtype=object) for role, values in rows.items()}
 
 
+class _Decimal(str):
+    """The digits of a JSON number with a point or an exponent, which is a time or nothing."""
+
+
 def _record(file: Path, row: int, line: bytes) -> dict:
     if len(line) == BLOCK:
         raise ZooError(f"{file}: row {row}: is longer than {BLOCK >> 20} MiB; write one object a line")
+
+    def unique(pairs: list[tuple]) -> dict:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise ZooError(f"{file}: row {row}: the key '{twice}' is there twice; write each once")
+        return made
+
     try:
-        record = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"), parse_int=str, parse_float=str)
+        text = line.decode("utf-8-sig" if row == 1 else "utf-8")
+        record = json.loads(text, parse_int=str, parse_float=_Decimal, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ZooError(f"{file}: row {row}: is no JSON in UTF-8 ({error}); write one object a line") from error
     if not isinstance(record, dict):
@@ -255,12 +279,22 @@ def _record(file: Path, row: int, line: bytes) -> dict:
     return record
 
 
-def _as_text(file: Path, row: int, key: str, value) -> str:
+def _as_text(file: Path, row: int, role: str, key: str, value) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
         raise ZooError(f"{file}: row {row}: '{key}' is a {type(value).__name__}; give text or a number")
+    if role != "time" and isinstance(value, _Decimal):
+        raise decimal_id(file, row, role, value)
+    if half := half_of(value):
+        raise ZooError(f"{file}: row {row}: '{key}' holds {half}, half of a character; mend the row")
     return value
+
+
+def half_of(text: str) -> str:
+    """The first surrogate of a text, which JSON and Python can hold and no file in UTF-8 can; "": there is none."""
+    found = None if text.isascii() else re.search("[\ud800-\udfff]", text)
+    return found[0] if found else ""
 
 
 # Parquet --------------------------------------------------------------------------------------------------------------
@@ -283,9 +317,7 @@ def _parquet_rows(file: Path, layout: Layout) -> Iterator[tuple[int, dict]]:
         raise ZooError(f"{file}: is no Parquet file ({error}); name it by what it holds or write it anew") from error
     schema = source.schema_arrow
     for role, column in columns.items():
-        if column not in schema.names:
-            raise no_column(file, role, str(column), schema.names)
-        kind = schema.field(column).type
+        kind = schema.field(only(file, role, str(column), schema.names)).type
         if role != "time" and pa.types.is_floating(kind):
             raise ZooError(
                 f"{file}: row 1: column '{column}' holds {kind} ids, which mixes id types and loses digits of "

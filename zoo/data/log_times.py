@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 import time as clock
 from datetime import datetime, timezone, tzinfo
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import ZooError, nearest
 
+#: Decimal reads underscores and digits of other scripts too
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -71,14 +73,11 @@ def parse_moment(moment: int | str, where: str, unit: str, zone: str | None) -> 
 
 def _odd_time(text: str, where: str, unit: str, zone: tzinfo | None) -> int:
     """A time that is no plain integer, exactly: a decimal without fraction, or ISO 8601."""
-    try:
+    if re.fullmatch(NUMBER, text.strip(" ")):
         number = Decimal(text)
-    except InvalidOperation:
-        number = Decimal("nan")  # an ISO string or an error
-    if number.is_finite():
         if abs(number) >= 1 << 63:
             raise ZooError(f"{where}: time '{text}' does not fit into 64 bits; mend the row")
-        if number and number.as_tuple().exponent > 0:  # 1.5E+09 may have been any of a hundred million seconds
+        if number.as_tuple().exponent > 0:  # 1.5E+09 may have been any of a hundred million seconds
             raise ZooError(
                 f"{where}: time '{text}' does not write its last digits, so that moments that differ are one; export "
                 "times as whole numbers"
@@ -89,14 +88,16 @@ def _odd_time(text: str, where: str, unit: str, zone: tzinfo | None) -> int:
             )
         return int(number)
     # the fraction is taken apart, because datetime cuts it off behind six digits
-    split = re.fullmatch(r"(.+[T ]\d\d:?\d\d:?\d\d)[.,](\d+)(.*)", text)
+    split = re.fullmatch(r"(.+[T ]\d\d:?\d\d:?\d\d)[.,](\d+)(.*)", text, re.ASCII)
     stem, fraction, offset = split.groups() if split else (text, "0", "")
     try:
+        if not text.isascii():
+            raise ValueError("digits that are not those of ASCII")
         stamp = datetime.fromisoformat((stem + offset).replace("Z", "+00:00"))
     except ValueError as error:
         raise ZooError(f"{where}: time '{text}' is neither a whole number nor ISO 8601; mend the row") from error
     if stamp.tzinfo is None:
-        stamp = _in_zone(stamp, zone, f"{where}: time '{text}'")
+        stamp = in_zone(stamp, zone, f"{where}: time '{text}'")
     past = stamp - datetime(1970, 1, 1, tzinfo=timezone.utc)
     part, rest = divmod(int(fraction) * UNITS[unit], 10 ** len(fraction))
     if rest:
@@ -109,10 +110,14 @@ def _odd_time(text: str, where: str, unit: str, zone: tzinfo | None) -> int:
     return ticks
 
 
-def _in_zone(local: datetime, zone: tzinfo | None, what: str) -> datetime:
+def in_zone(local: datetime, zone: tzinfo | None, what: str) -> datetime:
+    """The moment of a time without a zone, in UTC; `what` begins the error for one that is no moment."""
     if zone is None:
         raise ZooError(f"{what} has no time zone; add one (Z or +00:00), or say it by data.time_zone=NAME")
-    early, late = (local.replace(tzinfo=zone, fold=fold).astimezone(timezone.utc) for fold in (0, 1))
+    try:
+        early, late = (local.replace(tzinfo=zone, fold=fold).astimezone(timezone.utc) for fold in (0, 1))
+    except OverflowError as error:  # the first and the last day of the calendar
+        raise ZooError(f"{what} lies outside of the years 1 to 9999 in UTC; mend the row") from error
     if early == late:
         return early
     there = early.astimezone(zone).replace(tzinfo=None) == local

@@ -23,7 +23,7 @@ from .log_split import SplitLog, assert_no_leak, everything, find_duplicates, gl
 from .log_times import in_unit, parse_moment
 from .spec import Inputs, Outputs, Spec, Tensor
 
-CODE_VERSION = 3  # raise when reading, filtering or splitting changes: cached arrays are then made anew
+CODE_VERSION = 4  # raise when reading, filtering or splitting changes: cached arrays are then made anew
 SPLITS = ("leave-two-out", "global-time", "all")
 QUANTILES = (0.8, 0.9)
 WINDOWS = ("all-positions", "per-prefix")
