@@ -8,6 +8,8 @@ Times are whole numbers in `time_unit`, or ISO 8601 strings; `docs/logs.md` says
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from pathlib import Path
 from typing import Literal
@@ -18,7 +20,7 @@ from ...zoo.data.base import Part
 from ...zoo.data.log_frame import Frame, store, told
 from ...zoo.data.log_reader import RawLog, read_log
 from ...zoo.data.log_sample import Events
-from ...zoo.data.log_sources import SEPARATORS, parts
+from ...zoo.data.log_sources import JSON_LINES, SEPARATORS, kind_of, parts
 from ...zoo.data.logs import LogDataset
 from ...zoo.data.spec import Spec
 from ...zoo.errors import BadArgument
@@ -122,14 +124,18 @@ class Log(LogDataset):
         given = dict(zip(("user", "item", "rating", "time"), events, strict=True))
         names = self.names or (self.columns["user"], self.columns["item"], "rating", self.columns["time"])
         columns = {name: given.get(role.get(name, name), np.zeros_like(events.time)) for name in names}
-        if file.suffix == ".parquet":
+        kind, packed = kind_of(file)
+        if kind == ".parquet":
             import pandas as pd
 
             pd.DataFrame(columns).to_parquet(file, index=False)
-        elif file.suffix in (".jsonl", ".ndjson"):
+            return
+        if kind in JSON_LINES:
             rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-            file.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+            text = "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows).encode()
         else:
             header = {} if self.names else {"header": self.separator.join(names), "comments": ""}
-            # savetxt packs where the name ends in .gz
-            np.savetxt(file, np.stack(list(columns.values()), 1), fmt="%d", delimiter=self.separator, **header)
+            table, stream = np.stack(list(columns.values()), 1), io.BytesIO()
+            np.savetxt(stream, table, fmt="%d", delimiter=self.separator, encoding="utf-8", **header)
+            text = stream.getvalue()
+        file.write_bytes(gzip.compress(text, mtime=0) if packed else text)

@@ -170,3 +170,46 @@ def test_times_without_a_zone_are_of_the_one_that_is_said(tmp_path):
             read(tmp_path, frame, time_zone="Europe/Berlin")
     with pytest.raises(ZooError, match="no such time zone; did you mean 'Europe/Berlin'"):
         read(tmp_path, content, time_zone="Europe/Berln")
+
+
+@pytest.mark.parametrize("name", ["log.JSONL", "log.Ndjson", "log.JSONL.GZ", "log.CSV.GZ", "log.csv.Gz", "log.PARQUET"])
+def test_the_kind_of_a_file_is_told_by_its_name_in_any_case(tmp_path, name):
+    if "parquet" in name.lower():
+        columns = {"user": ["a", "b,b"], "item": ["x", 'y"'], "time": [1, 2]}
+        pq.write_table(pa.table(columns), tmp_path / name)
+    else:
+        text = LINES if "json" in name.lower() else 'user,item,time\na,x,1\n"b,b","y""",2\n'
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.lower().endswith("gz") else text.encode())
+    assert events(read_log(tmp_path / name, COLUMNS)) == EXACT
+
+
+@pytest.mark.parametrize("name", ["log.json", "log.JSON", "log.json.gz"])
+def test_a_json_document_is_not_read_as_text(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(LINES.encode()) if name.endswith("gz") else LINES.encode())
+    with pytest.raises(ZooError) as caught:
+        read_log(tmp_path / name, COLUMNS)
+    assert str(caught.value) == f"{tmp_path / name}: .json is no log; write one object a line, and name it .jsonl"
+
+
+@pytest.mark.parametrize("name", ["log.parquet.gz", "log.PARQUET.GZ"])
+def test_gzipped_parquet_is_to_be_unpacked(tmp_path, name):
+    pq.write_table(pa.table({"user": ["a"], "item": ["x"], "time": [1]}), tmp_path / "log.parquet")
+    (tmp_path / name).write_bytes(gzip.compress((tmp_path / "log.parquet").read_bytes()))
+    with pytest.raises(ZooError) as caught:
+        read_log(tmp_path / name, COLUMNS)
+    assert str(caught.value) == f"{tmp_path / name}: Parquet is packed already and not read as .gz; unpack it by gunzip"
+    (tmp_path / "parts").mkdir()
+    for part in ("a.csv.gz", "b.CSV.GZ"):
+        (tmp_path / "parts" / part).write_bytes(gzip.compress(HEAD.encode() + f"{part},x,1\n".encode()))
+    assert len(read_log(tmp_path / "parts", COLUMNS)) == 2, "parts of one kind, however it is written"
+
+
+@pytest.mark.parametrize(
+    "file", ["log.jsonl.gz", "log.JSONL", "log.csv.gz", "log.CSV.GZ", "log.PARQUET", "log.ndjson.gz"]
+)
+def test_the_sample_is_written_as_its_name_says(tmp_path, file):
+    data = create_dataset("log", root=tmp_path, file=file)
+    data.write_sample(tmp_path)
+    plain = create_dataset("log", root=tmp_path / "plain")
+    plain.write_sample(tmp_path / "plain")
+    assert events(data.read_file(tmp_path / file)) == events(plain.read_file(tmp_path / "plain" / "log.csv"))

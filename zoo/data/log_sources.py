@@ -31,7 +31,7 @@ RATIO = 1_000  # of a gzipped file: more than that is no log
 SEPARATORS = {
     "tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":", "colons": "::",
 }  # fmt: skip
-SUFFIXES = (".parquet", ".jsonl", ".ndjson")  # anything else is delimited text
+JSON_LINES = (".jsonl", ".ndjson")
 
 Chunk = tuple[Path, int, dict]
 
@@ -65,15 +65,26 @@ class Layout:
 def chunks(place: Path, layout: Layout) -> Iterator[Chunk]:
     """The rows of a log file, or of a folder's files in the order of their names."""
     for file in parts(place):
-        kind = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
+        kind, packed = kind_of(file)
+        if kind == ".json":
+            raise ZooError(f"{file}: .json is no log; write one object a line, and name it .jsonl")
         if kind == ".parquet":
+            if packed:
+                raise ZooError(f"{file}: Parquet is packed already and not read as .gz; unpack it by gunzip")
             rows = _parquet(file, layout)
-        elif kind in (".jsonl", ".ndjson"):
+        elif kind in JSON_LINES:
             rows = _json_lines(file, layout)
         else:
             rows = _text(file, layout)
         for row, columns in rows:
             yield file, row, columns
+
+
+def kind_of(file: Path) -> tuple[str, bool]:
+    """The suffix that says what a file holds, in lower case, and whether `.gz` behind it says that it is gzipped."""
+    name = Path(file.name.lower())
+    packed = name.suffix == ".gz"
+    return name.with_suffix("").suffix if packed else name.suffix, packed
 
 
 def parts(place: Path) -> list[Path]:
@@ -92,7 +103,7 @@ def parts(place: Path) -> list[Path]:
     )
     if not files:
         raise ZooError(f"{place}: a folder without files; give a log file, or a folder of parts")
-    kinds = ["".join(file.suffixes[-2:] if file.suffix == ".gz" else file.suffixes[-1:]) for file in files]
+    kinds = [kind + ".gz" * packed for kind, packed in map(kind_of, files)]
     if len(set(kinds)) > 1:
         odd = files[min(range(len(files)), key=lambda i: kinds.count(kinds[i]))]
         told = ", ".join(sorted(set(kinds)))
@@ -153,7 +164,7 @@ class _Bounded(io.RawIOBase):
 def opened(file: Path) -> Iterator[io.BufferedIOBase]:
     """The bytes of a file, unpacked where its name ends in .gz; damage to the packing is an error that names it."""
     try:
-        with io.BufferedReader(_Bounded(file), 1 << 20) if file.suffix == ".gz" else open(file, "rb") as stream:
+        with io.BufferedReader(_Bounded(file), 1 << 20) if kind_of(file)[1] else open(file, "rb") as stream:
             yield stream
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ZooError(f"{file}: is damaged or no gzip file ({error}); get it again, or unpack it by hand") from error
