@@ -220,6 +220,10 @@ def test_overrides_apply_in_order_and_after_the_sample_preset():
         ("train.lr", "'train.lr' is no override; write key.sub=value"),
         ("=3", "'=3' is no override"),
         ("train.lr=[1", "override 'train.lr=[1': the value is not valid YAML"),
+        (
+            "data.cut=" + "9" * 23,
+            f"override 'data.cut={'9' * 23}': the value is not valid YAML (the number {'9' * 23} ",
+        ),
         ("seed=-1", "seed -1 must be a whole number from 0"),
         ("seed=true", "seed True must be a whole number from 0"),
         ("seed=1.5", "seed 1.5 must be a whole number from 0"),

@@ -378,7 +378,9 @@ def parse_override(text: str) -> tuple[list[str], object]:
     try:
         return key.split("."), parse_yaml(value)
     except yaml.YAMLError as error:
-        raise ZooError(f"override '{text}': the value is not valid YAML; quote it") from error
+        why = getattr(error, "problem", None)
+        why = f" ({why})" if why else ""
+        raise ZooError(f"override '{text}': the value is not valid YAML{why}; mend or quote it") from error
 
 
 def _set(raw: dict, path: list[str], value) -> None:

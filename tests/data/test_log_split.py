@@ -585,6 +585,10 @@ def test_moments_of_a_cut_are_numbers_or_iso_and_name_the_board(tmp_path):
     assert stated.prepare() and stated.counts["first_cut"] == days[0]
     local = cut_log(tmp_path, cut="1970-01-17T01:00:00", time_zone="Europe/Berlin")
     assert local.split_name == f"global-time-{days[1]}" and local.prepare() and local.counts["second_cut"] == days[1]
+    for same in (tuple(days), np.array(days), [np.int64(day) for day in days]):
+        again = cut_log(tmp_path, cut=same)
+        assert again.split_name == stated.split_name and again.split_hash() == stated.split_hash()
+    assert cut_log(tmp_path, cut=np.int64(days[1])).split_name == f"global-time-{days[1]}"
     assert cut_log(tmp_path).split_name == "global-time"
     assert cut_log(tmp_path, quantiles=(0.5, 0.75), timestamps="float32").split_name == "global-time-0.5-0.75-float32"
 
@@ -598,6 +602,12 @@ def test_moments_of_a_cut_are_numbers_or_iso_and_name_the_board(tmp_path):
         ({"cut": "yesterday"}, r"data\.cut: time 'yesterday' is neither a whole number nor ISO 8601"),
         ({"cut": "1970-01-17T00:00:00"}, "has no time zone"),
         ({"cut": [5, 9], "split": "leave-two-out"}, r"data\.cut is of the split global-time, not of leave-two-out"),
+        ({"cut": ()}, "give one moment, or two that rise"),
+        ({"cut": 10**23 - 1}, r"^log: data\.cut: time '9{23}' does not fit into 64 bits; give a moment"),
+        ({"cut": [5, -(10**23)]}, r"data\.cut: time '-10{23}' does not fit into 64 bits"),
+        ({"cut": 2**63}, r"does not fit into 64 bits"),
+        ({"cut": True}, r"data\.cut: time 'True' is neither a whole number nor ISO 8601; give a moment"),
+        ({"cut": [[1], 2]}, r"data\.cut: time '\[1\]' is neither"),
         ({"cut": 1}, "no event is left before the first cut|no event is before"),
         ({"cut": [86_400 * 18, 86_400 * 99]}, "the test part of the split is empty"),
     ],

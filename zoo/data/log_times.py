@@ -66,17 +66,16 @@ def parse_times(times, file: Path, row: int, unit: str, future: bool, zone: tzin
 
 def parse_moment(moment: int | str, where: str, unit: str, zone: str | None) -> int:
     """One moment, as a setting states it, in whole numbers of `unit`."""
-    if isinstance(moment, int) and not isinstance(moment, bool):
-        return moment
-    return _odd_time(str(moment), where, unit, None if zone is None else find_zone(zone))
+    found = None if zone is None else find_zone(zone)
+    return _odd_time(str(moment), where, unit, found, "give a moment, as a whole number or ISO 8601")
 
 
-def _odd_time(text: str, where: str, unit: str, zone: tzinfo | None) -> int:
+def _odd_time(text: str, where: str, unit: str, zone: tzinfo | None, remedy: str = "mend the row") -> int:
     """A time that is no plain integer, exactly: a decimal without fraction, or ISO 8601."""
     if re.fullmatch(NUMBER, text.strip(" ")):
         number = Decimal(text)
         if abs(number) >= 1 << 63:
-            raise ZooError(f"{where}: time '{text}' does not fit into 64 bits; mend the row")
+            raise ZooError(f"{where}: time '{text}' does not fit into 64 bits; {remedy}")
         if number.as_tuple().exponent > 0:  # 1.5E+09 may have been any of a hundred million seconds
             raise ZooError(
                 f"{where}: time '{text}' does not write its last digits, so that moments that differ are one; export "
@@ -95,7 +94,7 @@ def _odd_time(text: str, where: str, unit: str, zone: tzinfo | None) -> int:
             raise ValueError("digits that are not those of ASCII")
         stamp = datetime.fromisoformat((stem + offset).replace("Z", "+00:00"))
     except ValueError as error:
-        raise ZooError(f"{where}: time '{text}' is neither a whole number nor ISO 8601; mend the row") from error
+        raise ZooError(f"{where}: time '{text}' is neither a whole number nor ISO 8601; {remedy}") from error
     if stamp.tzinfo is None:
         stamp = in_zone(stamp, zone, f"{where}: time '{text}'")
     past = stamp - datetime(1970, 1, 1, tzinfo=timezone.utc)

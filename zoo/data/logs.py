@@ -176,7 +176,8 @@ class LogDataset(Dataset):
             raise ZooError(f"{self.name}: max_len {max_len} and k_core {k_core} must be at least 1")
         self.split, self.max_len, self.k_core, self.windows = split, max_len, k_core, windows
         self.duplicates, self.quantiles, self.timestamps = duplicates, tuple(quantiles), timestamps
-        self.cut = cut
+        # from Python they may come as a tuple or an array
+        self.cut = cut.tolist() if isinstance(cut, np.ndarray) else list(cut) if isinstance(cut, tuple) else cut
         if cut is not None and split != "global-time":
             raise ZooError(f"{self.name}: data.cut is of the split global-time, not of {split}; leave one of them out")
         self._log: SplitLog | None = None
