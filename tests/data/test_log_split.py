@@ -615,3 +615,24 @@ def test_moments_of_a_cut_are_numbers_or_iso_and_name_the_board(tmp_path):
 def test_cuts_that_mean_nothing_are_refused(tmp_path, config, message):
     with pytest.raises(ZooError, match=message):
         cut_log(tmp_path, **config).prepare()
+
+
+# targets that masking takes away --------------------------------------------------------------------------------------
+
+
+@given(ROWS, K, st.sampled_from(["leave-two-out", "global-time"]))
+@settings(max_examples=40)
+def test_targets_that_stand_in_their_own_history_are_counted(tmp_path_factory, rows, k, split):
+    """A ranking without the items of the history (task.mask_history) can hold none of them."""
+    folder = tmp_path_factory.mktemp("log")
+    write_rows(folder / "log.csv", rows)
+    data = create_dataset("log", root=folder, split=split, k_core=k, duplicates="drop", quantiles=QUANTILES)
+    data.asked.add("history")
+    try:
+        data.prepare()
+    except ZooError:
+        return
+    for name in ("valid", "test"):
+        batch = data.part(name).batch(np.arange(len(data.part(name))))
+        again = (batch["history"] == batch["target"][:, None]) & (batch["target"] > 0)[:, None]
+        assert data.counts[f"{name}_targets_in_history"] == again.any(1).sum()

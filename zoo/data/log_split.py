@@ -174,6 +174,18 @@ def assert_no_leak(split: str, arrays: dict[str, np.ndarray], counts: dict[str, 
             raise ZooError("leakage: a training event is later than the first cut; the split is broken")
 
 
+def targets_in_history(arrays: dict[str, np.ndarray], part: str) -> int:
+    """How many targets of a part are items that their user had before: with those masked no model can rank them."""
+    user, end, item = (arrays[f"{part}_{what}"] for what in ("user", "end", "item"))
+    begin, found = arrays["start"][user], 0
+    for some in np.array_split(np.arange(len(user)), len(user) // 4096 + 1):  # histories of all are as long as the log
+        size = end[some] - begin[some]
+        owner = np.repeat(np.arange(len(some)), size)
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(size) - size - begin[some], size)
+        found += len(np.unique(owner[arrays["item"][place] == item[some][owner]]))
+    return found
+
+
 def sorted_items(log: RawLog, used: np.ndarray) -> list[str]:
     """The ids of the used items: numbers by value, others as text, so that codes do not depend on the file's order."""
     names = [log.items[i] for i in np.unique(used)]

@@ -19,7 +19,15 @@ from ..errors import ZooError, unknown
 from .base import Dataset, Part
 from .log_reader import RawLog
 from .log_sample import Events, generate
-from .log_split import SplitLog, assert_no_leak, everything, find_duplicates, global_time, leave_two_out
+from .log_split import (
+    SplitLog,
+    assert_no_leak,
+    everything,
+    find_duplicates,
+    global_time,
+    leave_two_out,
+    targets_in_history,
+)
 from .log_times import in_unit, parse_moment
 from .spec import Inputs, Outputs, Spec, Tensor
 
@@ -272,6 +280,7 @@ class LogDataset(Dataset):
             log = everything(raw, self.k_core)
         else:
             log = global_time(raw, self.k_core, self.quantiles, self.moments())
+        log.counts |= {f"{part}_targets_in_history": targets_in_history(log.arrays, part) for part in ("valid", "test")}
         log.counts["duplicates_dropped"] = repeated
         facts = {name: getattr(log, name) for name in ("users", "items", "counts")}
         return log.arrays, facts | {"trained": log.trained().tolist()}
