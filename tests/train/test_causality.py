@@ -130,6 +130,64 @@ class BatchNormOfTheBatch(OverTime):
         self.norm = nn.BatchNorm1d(WIDE, track_running_stats=False)
 
 
+class RollsInTraining(Written):
+    def mix(self, x):
+        return x + (torch.roll(x, -1, 1) if self.training else 0)
+
+
+class CentredInTraining(Written):
+    def mix(self, x):
+        return x - x.mean(1, keepdim=True) if self.training else x
+
+
+class OneStepInTraining(Written):
+    """Step 6 alone sees step 7, behind dropout."""
+
+    def mix(self, x):
+        x = nn.functional.dropout(x, 0.2, self.training).clone()
+        if self.training:
+            x[:, 6] = x[:, 6] + x[:, 7]
+        return x
+
+
+class RollsWithGradients(Written):
+    def mix(self, x):
+        return x + (torch.roll(x, -1, 1) if torch.is_grad_enabled() else 0)
+
+
+class HeldInTraining(RollsInTraining):
+    def make(self):
+        self.shared = self.head.weight * 1  # no leaf, which cannot be copied
+
+
+class DropsInTraining(OneWayGRU):
+    def mix(self, x):
+        return super().mix(nn.functional.dropout(x, 0.5, self.training))
+
+
+class DrawsItself(Written):
+    """Noise from a generator of its own, in training."""
+
+    def make(self):
+        self.draw = np.random.default_rng(0)
+
+    def mix(self, x):
+        return x + float(self.draw.standard_normal()) if self.training else x
+
+
+class KeepsAMean(Written):
+    """Subtracts a mean over what it saw before, which training moves on."""
+
+    def make(self):
+        self.register_buffer("mean", torch.zeros(WIDE))
+
+    def mix(self, x):
+        y = x - self.mean
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 1))
+        return y
+
+
 class OverTheBatch(Written):
     """Odd, but it looks at no later step."""
 
@@ -213,9 +271,12 @@ LEAKS = [
     GRU, Convolution, SelfAttention, SharesOfTheWhole, OverTime, BatchNormOfTheBatch, OneStep, LastStep, FarAhead,
     BeginsClosed, LeakInFloat32,
 ]  # fmt: skip
+LEAKS_IN_TRAINING = [
+    RollsInTraining, CentredInTraining, OneStepInTraining, RollsWithGradients, HeldInTraining, BatchNorm,
+]  # fmt: skip
 SOUND = [
-    OneWayGRU, CausalConvolution, MaskedAttention, MeanSoFar, BatchNorm, OverTheBatch, BoundToFloat32, FourierInFloat32,
-    AlwaysDrops, Counts,
+    OneWayGRU, CausalConvolution, MaskedAttention, MeanSoFar, OverTheBatch, BoundToFloat32, FourierInFloat32,
+    AlwaysDrops, Counts, DropsInTraining, DrawsItself, KeepsAMean,
 ]  # fmt: skip
 
 
@@ -225,6 +286,13 @@ def test_a_model_that_looks_ahead_is_refused_whatever_it_states(cls):
     with pytest.raises(ZooError, match="looks ahead: its output at step .*; choose a causal model") as told:
         accept(cls())
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("cls", LEAKS_IN_TRAINING)
+def test_a_model_that_looks_ahead_only_while_it_trains_is_refused(cls):
+    torch.manual_seed(0)
+    with pytest.raises(ZooError, match="looks ahead in training: its output at step .*; choose a causal model"):
+        accept(cls())
 
 
 @pytest.mark.parametrize("cls", SOUND)
@@ -403,6 +471,19 @@ def test_a_model_that_cannot_be_copied_is_looked_at_as_it_is():
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     accept(model)
     assert model.training and all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())
+
+
+def test_training_in_the_check_moves_no_buffer():
+    class Held(KeepsAMean):
+        def make(self):
+            super().make()
+            self.shared = self.head.weight * 1  # no leaf, so that the model itself is run
+
+    for cls in (KeepsAMean, Held):
+        model = cls().train()
+        mean = model.mean
+        accept(model)
+        assert model.mean is mean and not mean.any()
 
 
 def test_predicting_asks_for_no_training_data():

@@ -1,10 +1,12 @@
 """Whether a model looks ahead: later steps of its inputs are changed, and its outputs at earlier ones have to stay.
 
 That a class states `causal` is a promise. Where training takes all positions at once a model that breaks it learns to
-read the answer, so the promise is checked on the model itself, whoever wrote it. The check works on a copy, in
-evaluation mode and in float64, where rounding (an FFT moves earlier outputs by 1e-16 of the largest) lies far below any
-leak; its weights are moved a little first, because a branch whose weights begin at zero hides what it reads. Random
-numbers are left as they were. `length` stays, as do padding and everything that has no steps.
+read the answer, so the promise is checked on the model itself, whoever wrote it. The check works on a copy, in float64,
+where rounding (an FFT moves earlier outputs by 1e-16 of the largest) lies far below any leak; its weights are moved a
+little first, because a branch whose weights begin at zero hides what it reads. It looks twice: as the model evaluates,
+and as it trains, where other branches run and a leak is learnt. Whatever the model draws it draws alike in each pass,
+and each pass begins with the same buffers; all are left as they were. `length` stays, as do padding and everything that
+has no steps.
 """
 
 from __future__ import annotations
@@ -60,12 +62,15 @@ def assert_causal(model: Model | Fitted, part: Part, run: Run, remedy: str) -> b
     if probe.steps < 2:
         return False
     with _unseen(model):
-        return _search(model, probe, run, remedy)
+        moved = _search(model, probe, run, remedy)
+        if isinstance(model, nn.Module):
+            moved = _search(model, probe, run, remedy, training=True) or moved
+    return moved
 
 
-def _search(model: Model | Fitted, probe: _Probe, run: Run, remedy: str) -> bool:
-    name = type(model).__name__
-    model, inputs, before, rounding = _ready(model, probe, run)
+def _search(model: Model | Fitted, probe: _Probe, run: Run, remedy: str, training: bool = False) -> bool:
+    name, when = type(model).__name__, " in training" if training else ""
+    model, inputs, before, rounding = _ready(model, probe, run, training)
     if before.ndim < 2 or before.shape[:2] != (2, probe.steps):
         raise ZooError(
             f"{name} gives outputs {tuple(before.shape)} for 2 sequences of {probe.steps} steps, not one at each step; "
@@ -101,8 +106,8 @@ def _search(model: Model | Fitted, probe: _Probe, run: Run, remedy: str) -> bool
         through = [n for n in probe.per_step if float(change(n)[earlier].max()) > rounding * size]
         shown = f" ({', '.join(through)})" if through and len(probe.per_step) > 1 else ""
         raise ZooError(
-            f"{name} states `causal` but looks ahead: its output at step {place + 1} of {probe.steps} changes with the "
-            f"inputs{shown} from step {int(cuts[row]) + 1} on; {remedy}"
+            f"{name} states `causal` but looks ahead{when}: its output at step {place + 1} of {probe.steps} changes "
+            f"with the inputs{shown} from step {int(cuts[row]) + 1} on; {remedy}"
         )
     return moved
 
@@ -193,7 +198,9 @@ def _is_measured(name: str, tensor: Tensor) -> bool:
     return name == "times" or tensor.is_floating_point() or tensor.dtype == torch.bool
 
 
-def _ready(model: Model | Fitted, probe: _Probe, run: Run) -> tuple[Model | Fitted, list[Tensor], Tensor, float]:
+def _ready(
+    model: Model | Fitted, probe: _Probe, run: Run, training: bool
+) -> tuple[Model | Fitted, list[Tensor], Tensor, float]:
     """What is run: a copy of the model, its inputs, its outputs for them, and how large rounding may be."""
     given = [probe.inputs[name] for name in probe.names]
     if isinstance(model, Fitted):
@@ -203,7 +210,7 @@ def _ready(model: Model | Fitted, probe: _Probe, run: Run) -> tuple[Model | Fitt
     except (RuntimeError, TypeError):  # it holds what cannot be copied
         own = None
     if own is None:
-        model.eval()
+        model.train(training)
         device = next((p.device for p in model.parameters()), "cpu")
         given = [tensor.to(device) for tensor in given]
         return model, given, _run(model, run, given), ROUNDING_FLOAT32
@@ -211,7 +218,7 @@ def _ready(model: Model | Fitted, probe: _Probe, run: Run) -> tuple[Model | Fitt
     refused = None
     for dtype, inputs, rounding in ((torch.float64, wide, ROUNDING), (torch.float32, given, ROUNDING_FLOAT32)):
         for stir in (True, False):
-            one = copy.deepcopy(own).to("cpu", dtype).eval()
+            one = copy.deepcopy(own).to("cpu", dtype).train(training)
             if stir:
                 _stir(one)
             try:
@@ -246,12 +253,26 @@ def _stir(model: nn.Module) -> None:
             parameter.add_(noise * (0.1 * parameter.square().mean().sqrt() + 0.01))
 
 
+def _fresh(model: Model | Fitted) -> Model | Fitted:
+    """The model with its own weights and copies of all else, so that no pass leaves anything to the next."""
+    if not isinstance(model, nn.Module):
+        return model
+    try:
+        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    except (RuntimeError, TypeError):  # it holds what cannot be copied
+        return model
+
+
 def _run(model: Model | Fitted, run: Run, inputs: list[Tensor]) -> Tensor:
     torch.default_generator.manual_seed(0)  # whatever a model draws, it draws again
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     np.random.seed(0)
     random.seed(0)
-    with torch.no_grad():
-        found = run(model, inputs).cpu()
+    training = isinstance(model, nn.Module) and model.training
+    with torch.set_grad_enabled(training and len(inputs[0]) == 2):  # a graph of many rows would need much memory
+        with _buffers_kept(model):
+            found = run(_fresh(model), inputs).detach().cpu()
     return found if found.dtype == torch.float64 else found.float()
 
 
@@ -292,16 +313,30 @@ def _computes_in_float32(model: Model, run: Run, inputs: list[Tensor]) -> bool:
 def _unseen(model: Model | Fitted) -> Iterator[None]:
     """Random states, and the modes and buffers of the model, are afterwards what they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_cards = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     parts = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [part.training for part in parts]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()] if isinstance(model, nn.Module) else []
     try:
-        yield
+        with _buffers_kept(model):
+            yield
     finally:
         for part, training in zip(parts, modes, strict=True):
             part.training = training
-        for buffer, was in buffers:
-            buffer.copy_(was)
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+        if on_cards:
+            torch.cuda.set_rng_state_all(on_cards)
+
+
+@contextmanager
+def _buffers_kept(model: Model | Fitted) -> Iterator[None]:
+    """Buffers are afterwards what they were, those too that the model has replaced."""
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    kept = [(part, name, b, b.detach().clone()) for part in parts for name, b in part._buffers.items() if b is not None]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, name, buffer, was in kept:
+                part._buffers[name] = buffer.copy_(was)
