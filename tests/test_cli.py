@@ -167,6 +167,33 @@ class Net(Model):
 """
 
 
+ORDERS = [
+    ["train", "sasrec/ml-100k", "--sample", "--folder", "f"],
+    ["eval", "run", "--trust-code"],
+    ["predict", "run", "source", "--out", "o", "--features"],
+    ["data", "sample", "digits", "--seed", "3", "--folder", "f"],
+    ["bench", "sasrec/ml-100k", "--sample", "--steps", "3"],
+    ["new", "dataset", "cells", "--domain", "points", "--folder", "f"],
+    ["leaderboard", "digits", "--runs", "--markdown"],
+    ["list", "models", "s4d", "--kind", "image"],
+]
+
+
+@pytest.mark.parametrize("words", ORDERS, ids=lambda words: words[0])
+def test_options_stand_anywhere_among_the_words_of_a_verb(words, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, f"_{words[0]}", lambda options: seen.append({**vars(options), "handler": None}))
+    verb, first = words[0], next(i for i, word in enumerate(words) if word.startswith("--"))
+    names, given = words[1:first], words[first:]
+    options = [[word, *given[i + 1 : i + 2]] if given[i + 1 : i + 2] and not given[i + 1].startswith("--") else [word]
+               for i, word in enumerate(given) if word.startswith("--")]  # fmt: skip
+    mixed = [word for i in range(max(len(names), len(options))) for word in [*sum(options[i : i + 1], []),
+                                                                             *names[i : i + 1]]]  # fmt: skip
+    for order in ([*names, *given], [*given, *names], mixed, [*names[:1], *given, *names[1:]]):
+        assert main([verb, *order]) == 0, order
+    assert len(seen) == 4 and all(one == seen[0] for one in seen), seen
+
+
 def test_a_failure_has_another_exit_code_and_a_traceback_only_with_debug(capsys, tmp_path):
     file = tmp_path / "net.py"
     file.write_text(BROKEN)

@@ -35,6 +35,19 @@ def test_models_by_glob_task_and_kind(capsys):
     assert statezoo.list_models("nothing*") == []
 
 
+def test_options_stand_before_between_and_behind_the_names(capsys):
+    wanted = shown(capsys, "models", "pointnet*", "--kind", "points", "--task", "segmentation")
+    assert len(names(wanted)) >= 1
+    for order in (
+        ["models", "--kind", "points", "--task", "segmentation", "pointnet*"],
+        ["--kind", "points", "models", "--task", "segmentation", "pointnet*"],
+        ["--kind", "points", "--task", "segmentation", "models", "pointnet*"],
+        ["models", "--kind=points", "pointnet*", "--task=segmentation"],
+    ):
+        assert shown(capsys, *order) == wanted
+    assert json.loads(shown(capsys, "--json", "models", "--kind", "log", "sasrec")).keys() == {"models"}
+
+
 def test_data_sets_and_recipes_by_task_and_kind(capsys):
     found = names(shown(capsys, "datasets", "--task", "segmentation"))
     assert found == [key for key, entry in entries("dataset").items() if "segmentation" in entry.load().tasks] != []

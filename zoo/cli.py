@@ -74,11 +74,19 @@ def _run(arguments: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in the zoo's form."""
+    """Errors in the zoo's form; options of a verb may stand anywhere among its words."""
+
+    _mixing = False
 
     def parse_known_args(self, args=None, namespace=None):
         """Words left over fail here, where the verb's own options are known, and not in the parser of `zoo`."""
-        options, left = super().parse_known_args(args, namespace)
+        if self._subparsers is not None or self._mixing:  # argparse mixes by parsing twice, through this function
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            options, left = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
         takes_overrides = hasattr(options, "overrides")
         left = left or (options.overrides if takes_overrides else [])  # `_run` took every key=value away before
         if left and left[0].startswith("-"):
