@@ -4,12 +4,15 @@ import json
 
 import pytest
 import statezoo
+from statezoo.zoo import parameters
 from statezoo.zoo.cli import main
 from statezoo.zoo.errors import ZooError
 from statezoo.zoo.listing import facts, kinds, select
 from statezoo.zoo.recipe import named, recipe_files
 from statezoo.zoo.registry import entries
 from statezoo.zoo.source import stated
+
+HUGE = [name for name in entries("model") if name.endswith(("m", "b")) and name[-2].isdigit()]
 
 
 def shown(capsys, *words, code=0):
@@ -33,6 +36,26 @@ def test_models_by_glob_task_and_kind(capsys):
     assert statezoo.list_models("tim4rec") == ["tim4rec"], "a name that there is stands for itself"
     assert statezoo.list_models("4rec", kind="log") == [n for n in entries("model") if "4rec" in n]
     assert statezoo.list_models("nothing*") == []
+
+
+def test_models_are_listed_with_their_parameters(capsys):
+    shown_lines = shown(capsys, "models", "mamba*", "--task", "next_item", "--kind", "log").splitlines()
+    found = statezoo.list_models("mamba*", task="next_item", kind="log", details=True)
+    assert list(found) == ["mamba4rec"] and found["mamba4rec"]["sizes"] == {"num_items": 1000}
+    assert found["mamba4rec"]["kinds"] == ["log"] and found["mamba4rec"]["tasks"] == ["next_item"]
+    model = statezoo.create_model("mamba4rec", num_items=1000)
+    count = sum(p.numel() for p in model.parameters())
+    assert found["mamba4rec"]["parameters"] == count
+    assert shown_lines[1].split()[3] == f"{count:,}" and "1000 items" in shown_lines[2]
+    fitted = statezoo.list_models("popularity", details=True)["popularity"]
+    assert fitted["parameters"] is None and shown(capsys, "models", "popularity").splitlines()[1].split()[3] == "-"
+
+
+@pytest.mark.parametrize("key", [pytest.param(k, marks=[pytest.mark.slow] * (k in HUGE)) for k in entries("model")])
+def test_listed_parameters_are_those_of_the_network(key):
+    """Where this fails, a network was changed or added: run `python -m statezoo.zoo.parameters`."""
+    assert facts(entries("model")[key])["parameters"] == parameters.measure(entries("model")[key])
+    assert key in json.loads(parameters.FILE.read_text())
 
 
 def test_options_stand_before_between_and_behind_the_names(capsys):
@@ -63,6 +86,7 @@ def test_data_sets_and_recipes_by_task_and_kind(capsys):
         "models": {
             "s4d": {
                 "summary": entries("model")["s4d"].summary, "kinds": ["image"], "tasks": ["classification", "property"],
+                "parameters": 201_482, "sizes": {"in_channels": 3, "num_outputs": 10},
             }
         }
     }  # fmt: skip

@@ -12,9 +12,16 @@ from .registry import find
 from .trust import trusting, typed
 
 
-def list_models(filter: str | None = None, *, task: str | None = None, kind: str | None = None) -> list[str]:
-    """Registered model names, sorted: all, or those of a glob ("mamba*"), for a task, or of a kind of input."""
-    return list(select("models", filter, task=task, kind=kind))
+def list_models(
+    filter: str | None = None, *, task: str | None = None, kind: str | None = None, details: bool = False
+) -> list[str] | dict[str, dict]:
+    """Registered model names, sorted: all, or those of a glob ("mamba*"), for a task, or of a kind of input.
+
+    `details`: a dict of name to `summary`, `kinds` (of input), `tasks`, and `parameters`, counted for data of `sizes`;
+    both are None of models that are fitted and of those from outside the zoo.
+    """
+    found = select("models", filter, task=task, kind=kind)
+    return found if details else list(found)
 
 
 def create_model(name: str, **config):

@@ -252,6 +252,7 @@ def _show(options, facts, lines) -> None:
 
 def _list(options) -> None:
     from .listing import LISTS, is_glob, select
+    from .parameters import told
 
     if options.what not in (*LISTS, "all"):
         raise unknown("list", options.what, LISTS)
@@ -269,16 +270,20 @@ def _list(options) -> None:
         rows = [[name, *_row(what, one)] for name, one in found.items()]
         widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
         lines += [f"{what} ({len(found)})"]
-        lines += ["  " + "".join(map(str.ljust, row, widths)).rstrip() for row in rows] + [""]
+        lines += ["  " + "".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines += [*(told(found.values()) if what == "models" else ()), ""]
     _show(options, facts, lines[:-1])
 
 
 def _row(what: str, facts: str | dict) -> list[str]:
-    """What a list shows beside a name: kinds, tasks and summary, or a recipe's command."""
+    """What a list shows beside a name: kinds, tasks, parameters and summary, or a recipe's command."""
     if what == "recipes":
         return [facts]
     told = ("kinds",) if what == "tasks" else ("kinds", "tasks")
-    return [*(", ".join(facts[name]) or "-" for name in told), facts["summary"]]
+    shown = [", ".join(facts[name]) or "-" for name in told]
+    if what == "models":
+        shown.append("-" if facts["parameters"] is None else f"{facts['parameters']:,}")
+    return [*shown, facts["summary"]]
 
 
 def _train(options) -> None:

@@ -1,6 +1,6 @@
-"""What `zoo list` and `list_models` show: names, with kinds of input and tasks, by name or by what fits.
+"""What `zoo list` and `list_models` show: names, with kinds of input, tasks and parameters, by name or by what fits.
 
-All of it comes from the sources (`zoo/source.py`); nothing is imported.
+All of it comes from the sources (`zoo/source.py`) and a file of counts (`zoo/parameters.py`); nothing is imported.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+from . import parameters
 from .errors import unknown
 from .recipe import recipe_files
 from .registry import Entry, entries
@@ -17,7 +18,7 @@ LISTS = ("models", "datasets", "tasks", "recipes")
 
 
 def select(what: str, pattern: str | None = None, *, task: str | None = None, kind: str | None = None) -> dict:
-    """Name to facts (`summary`, `kinds`, `tasks`) of the entries of a list; of a recipe its command.
+    """Name to facts of the entries of a list (`facts`); of a recipe its command.
 
     `pattern` is a glob ("mamba*"), a name, or a part of names; `task` and `kind` keep what serves that task or takes
     that kind of input. Names of neither fail; a pattern may match nothing.
@@ -56,7 +57,7 @@ def is_glob(pattern: str) -> bool:
 
 
 def facts(entry: Entry) -> dict:
-    """The summary, the kinds of input and the tasks of an entry."""
+    """The `summary`, the `kinds` of input and the `tasks` of an entry; of a model `parameters` for `sizes` of data."""
     if entry.kind == "task":
         of, tasks = stated(entry, "kinds", ()), [entry.key]
     elif entry.kind == "dataset":
@@ -67,7 +68,8 @@ def facts(entry: Entry) -> dict:
         tasks = stated(entry, "serves", ()) or [
             key for key, one in entries("task").items() if set(of) & set(stated(one, "kinds", ()))
         ]
-    return {"summary": summary(entry), "kinds": [*of], "tasks": [*tasks]}
+    found = {"summary": summary(entry), "kinds": [*of], "tasks": [*tasks]}
+    return found | parameters.facts(entry) if entry.kind == "model" else found
 
 
 def kinds() -> list[str]:
