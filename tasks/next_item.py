@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..zoo.backbones.base import Fitted, Model
 from ..zoo.backbones.baselines.popularity import Popularity
+from ..zoo.bounds import check_numbers
 from ..zoo.data.base import Dataset, Part
 from ..zoo.data.spec import Spec
 from ..zoo.errors import ZooError
@@ -64,6 +65,7 @@ class NextItem(Task):
         items for all positions of a batch are over 2^30 numbers).
         """
         super().__init__(model, spec)
+        check_numbers(NextItem, {"topk": topk, "loss_chunk": loss_chunk}, "task.")
         self.topk, self.mask_history, self.loss_chunk = tuple(topk), mask_history, loss_chunk
         self.per_prefix = False  # each window trains its last position alone; the data set says so
         never = torch.tensor([count == 0 for count in spec.inputs.counts]).nonzero().flatten() + 1
@@ -116,7 +118,7 @@ class NextItem(Task):
             trained = targets.nonzero().squeeze(1)
             features, targets = features.index_select(0, trained), targets.index_select(0, trained)
         first = 0 if self.model.pad_competes else 1  # column 0 is padding
-        chunk = self.loss_chunk or self._chunk(len(targets))
+        chunk = self._chunk(len(targets)) if self.loss_chunk is None else self.loss_chunk
         if chunk is None:
             return F.cross_entropy(self.model.forward_head(features)[:, first:], targets - first)
         weight, bias = self.model.item_scorer()

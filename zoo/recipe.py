@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from .bounds import check_numbers
 from .errors import ZooError, nearest, unknown
 from .files import hash_file, hash_json, write_text
 from .foreign import parse_yaml, read_yaml, safe_name
@@ -466,6 +467,10 @@ def _typed(section: str, cls: type, given: Mapping, skip: set[str], recipe_id: s
     for key, value in done.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ZooError(f"recipe {recipe_id}: {section}.{key} is {value}; give a finite number")
+    if section in ("model", "task"):
+        check_numbers(cls, done, f"recipe {recipe_id}: {section}.")
+    elif section == "train":
+        cls(**done)  # it checks its numbers itself
     return done
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..bounds import check_numbers
 from ..data.base import Part
 from ..data.spec import Spec
 from ..errors import BadArgument, ZooError
@@ -26,9 +27,14 @@ from ..stored import check_fit, read_weights
 
 
 class _Recorded(type):
-    """Keeps the arguments that an object was made with as its `config`."""
+    """Keeps the arguments that an object was made with as its `config`; numbers that mean nothing are refused."""
 
     def __call__(cls, *args, **kwargs):
+        try:
+            given = inspect.signature(cls.__init__).bind(None, *args, **kwargs).arguments
+        except TypeError:  # the constructor tells which argument is missing
+            given = {}
+        check_numbers(cls, given | given.get("kwargs", {}), f"{cls.__name__}: ")
         made = super().__call__(*args, **kwargs)
         bound = inspect.signature(cls.__init__).bind(made, *args, **kwargs)
         bound.apply_defaults()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..bounds import check_numbers
 from ..data.spec import Spec
 from ..errors import BadArgument, ZooError, unknown
 from ..geometry.fps import farthest_points
@@ -64,6 +65,10 @@ class PointEncoder(nn.Module):
         level, not the last alone; `condition`: width of a condition that every block is injected with.
         """
         super().__init__()
+        given = {"project": project, "sizes": sizes, "widths": widths, "dense": dense, "k": k, "scales": scales}
+        check_numbers(
+            PointEncoder, {**given, "d_state": d_state, "radii": radii, "condition": condition}, "point_ssm: encoder."
+        )
         if len(sizes) != len(widths) or (query == "ball" and len(radii) != len(sizes)):
             raise BadArgument(
                 f"point_ssm: expected a width (and for balls a radius) per level, got {len(sizes)} sizes, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ..bounds import check_numbers
 from ..errors import BadArgument, unknown
 
 #: name in configs -> module and class
@@ -35,4 +36,6 @@ def create_mixer(config: str | dict, dim: int, **defaults):
     config = {"name": config} if isinstance(config, str) else dict(config)
     if "name" not in config:
         raise BadArgument(f"mixer: expected a name or a mapping with 'name', got {config}")
-    return mixer_class(config.pop("name"))(dim, **{**defaults, **config})
+    cls, given = mixer_class(config.pop("name")), {**defaults, **config}
+    check_numbers(cls, {"dim": dim, **given}, f"mixer: {cls.__name__}: ")
+    return cls(dim, **given)

@@ -15,11 +15,11 @@ MACHINE = ("threads", "accelerator", "strategy")
 OPERATIONAL = (*HARMLESS, *MACHINE, "log_every")
 
 AT_LEAST_ONE = (
-    "batch_size", "eval_batch_size", "accumulate", "patience", "eval_every", "save_every", "threads", "devices",
-    "num_nodes", "log_every",
+    "epochs", "batch_size", "eval_batch_size", "accumulate", "patience", "eval_every", "save_every", "threads",
+    "devices", "num_nodes", "log_every",
 )  # fmt: skip
 MOST = 1024  # processes or threads: a recipe from somewhere else must not stop the machine
-NOT_NEGATIVE = ("lr", "weight_decay", "lr_end", "warmup_steps", "workers")
+NOT_NEGATIVE = ("lr", "weight_decay", "lr_end", "warmup_steps", "workers", "max_steps")
 
 
 @dataclass
