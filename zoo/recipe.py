@@ -23,6 +23,7 @@ from .bounds import check_numbers
 from .errors import ZooError, nearest, unknown
 from .files import hash_file, hash_json, write_text
 from .foreign import parse_yaml, read_yaml, safe_name
+from .mixers import MIXERS
 from .registry import ROOT, Entry, entries, find
 from .source import arguments, stated
 from .trust import code_file, code_hash, read_code, trusting, typed
@@ -239,6 +240,18 @@ def _check_names(raw: dict, recipe_id: str) -> None:
         split = given[section].get("split")
         if section == "data" and isinstance(split, str) and valid.get("split") and split not in valid["split"]:
             raise unknown("split", split, valid["split"], where=f"recipe {recipe_id}")
+    if found["model"].module.startswith("statezoo."):  # another's `mixer` may be anything
+        _check_mixers(given["model"], recipe_id)
+
+
+def _check_mixers(model: Mapping, recipe_id: str) -> None:
+    """Names of mixers in a model's section, of one for all layers or of a list of them."""
+    for key in ("mixer", "mixers", "attention"):
+        wanted = model.get(key)
+        for one in wanted if isinstance(wanted, list) else [wanted]:
+            name = one.get("name") if isinstance(one, dict) else one
+            if isinstance(name, str) and name not in MIXERS:
+                raise unknown("mixer", name, MIXERS, where=f"recipe {recipe_id} (model.{key})")
 
 
 def _refuse_changed(raw: dict, source: str) -> None:
