@@ -211,7 +211,7 @@ def test_overrides_apply_in_order_and_after_the_sample_preset():
         ("train.lr=abc", "train.lr: Expected a <class 'float'>. Got value: abc"),
         ("train.epochs=1.5", "train.epochs: Expected a <class 'int'>. Got value: 1.5"),
         ("train.epochs=true", "train.epochs: Expected a <class 'int'>. Got value: True"),
-        ("train.schedule=cosin", "train.schedule: Expected a typing.Literal['constant', 'linear', 'cosine']"),
+        ("train.schedule=cosin", "train.schedule: expected constant, linear or cosine, got 'cosin'; did you mean 'c"),
         ("train.lr=", "train.lr may not be null"),
         ("data.max_len=null", "data.max_len may not be null"),
         ("train.lr.x=1", "override train.lr.x: 'lr' holds a value, not keys"),
@@ -382,3 +382,25 @@ def test_subset_of_a_name_enters_the_recipe_and_cannot_be_contradicted(tmp_path)
 
 def test_a_number_that_names_a_choice_is_that_choice():
     assert load("mlp/digits", ["train.precision=32"]).train["precision"] == "32"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "message"),
+    [
+        ("sasrec/log", "data.time_zone=3", "data.time_zone: expected text or null, got 3; give a value"),
+        ("sasrec/log", "data.time_unit=m", "data.time_unit: expected s, ms, us or ns, got 'm'; did you mean 'ms'?"),
+        ("sasrec/log", "data.time_unit=3", "data.time_unit: expected s, ms, us or ns, got 3; give a value"),
+        ("sasrec/ml-100k", "train.max_steps=x", "train.max_steps: expected a whole number or null, got 'x'; give a va"),
+        ("sasrec/ml-100k", "train.clip=[1]", "train.clip: expected a number or null, got [1]; give a"),
+        ("sasrec/ml-100k", "train.deterministic=maybe", "train.deterministic: expected true, false or null, got 'ma"),
+        ("sasrec/ml-100k", "data.cut={a: 1}", "data.cut: expected a whole number, text, a list (each a whole "),
+        ("sasrec/ml-100k", "data.timestamps=exat", "data.timestamps: expected exact or float32, got 'exat'; did you"),
+        ("point_ssm/medpoints", "model.encoder=3", "model.encoder: expected a mapping or null, got 3; give a value"),
+    ],
+)
+def test_a_value_of_another_type_is_told_in_words(recipe, change, message):
+    with pytest.raises(ZooError) as told:
+        load(recipe, [change])
+    assert str(told.value).startswith(f"recipe {recipe}: {message}")
+    for machinery in ("typing", "Union", "<class", "Giv;"):
+        assert machinery not in str(told.value)

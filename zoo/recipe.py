@@ -27,6 +27,7 @@ from .mixers import MIXERS
 from .registry import ROOT, Entry, entries, find
 from .source import arguments, stated
 from .trust import code_file, code_hash, read_code, trusting, typed
+from .wording import has_words, of_another_type
 
 SECTIONS = ("model", "data", "task", "train")
 
@@ -473,7 +474,12 @@ def _typed(section: str, cls: type, given: Mapping, skip: set[str], recipe_id: s
         parsed = parser.parse_object(Namespace(**parsed_of))
     except (ArgumentError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        bad = next((key for key in given if f'"{key}"' in reason or f"'{key}'" in reason or f".{key}" in reason), "")
+        named = re.match(r'Parser key "?(\w+)', reason)
+        told = [named[1]] if named and named[1] in given else []
+        told += [key for key in given if f'"{key}"' in reason or f"'{key}'" in reason or f".{key}" in reason]
+        bad = told[0] if told else ""
+        if bad and has_words(valid[bad]):
+            raise of_another_type(f"recipe {recipe_id}: {section}.{bad}", valid[bad], parsed_of[bad]) from error
         reason = re.sub(r"^Parser key \"?[\w.]+\"?: ", "", reason)
         raise ZooError(f"recipe {recipe_id}: {section}.{bad}: {reason[:200]}; give a value of that type") from error
     done = {key: _plain(given[key] if key in given and key not in parsed_of else parsed[key]) for key in valid}

@@ -194,7 +194,7 @@ def test_times_come_in_the_unit_of_training(trained, have, factor, runs, tmp_pat
         ("log", "data.name=lgo", "unknown dataset 'lgo'; did you mean 'log'?"),
         ("log", "data.name=digits", "digits cannot read for a run of log; leave data.name out"),
         ("log", "data.user=[1]", "recipe sasrec/log: data.user: Expected a <class 'str'>"),
-        ("log", "data.time_unit=h", "recipe sasrec/log: data.time_unit: Expected a typing.Literal['s', 'ms', 'us'"),
+        ("log", "data.time_unit=h", "recipe sasrec/log: data.time_unit: expected s, ms, us or ns, got 'h'; give"),
         ("ml-100k", "data.user=who", "unknown key 'data.user' in ml-100k"),
         ("ml-100k", "data.max_len=3", "data.max_len says more than how a file is read, which is as in training; ml"),
         ("digits", "data.name=log", "log cannot read for a run of digits; leave data.name out"),
