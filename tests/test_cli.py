@@ -11,6 +11,7 @@ from statezoo.zoo import cli
 from statezoo.zoo.cli import VERBS, main
 from statezoo.zoo.recipe import recipe_files
 from statezoo.zoo.registry import entries
+from statezoo.zoo.train.console import Console
 
 HEAVY = ("torch", "numpy", "lightning", "pandas", "scipy", "sklearn", "jsonargparse", "rich", "pydantic")
 
@@ -428,3 +429,45 @@ def test_a_broken_rule_is_named(rule, new, capsys):
         text = text.replace("= Part(part", "= Changed(part")
     file.write_text(text, encoding="utf-8")
     assert fails(capsys, "data", "check", "my_set.py", "--contract").startswith(f"error: {named}")
+
+
+NASTY = "X\x1b[31mred\x9b\x7f\udcff"
+
+
+def test_names_are_shown_escaped_on_the_screen(tmp_path, monkeypatch, capsys):
+    """A folder's name could else recolour or rewrite what the terminal shows."""
+    folder = tmp_path / NASTY
+    assert main(["data", "sample", "digits", "--folder", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "X\\x1b[31mred\\x9b\\x7f\\udcff" in printed and printed.replace("\n", "").isprintable()
+    assert main(["data", "sample", "digits", "--json", "--folder", str(tmp_path / f"{NASTY}2")]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["folder"] == str(tmp_path / f"{NASTY}2"), "for machines it is the same text"
+    assert printed.replace("\n", "").isprintable()
+    Console().line(f"run: {folder}")
+    assert capsys.readouterr().out == f"run: {tmp_path}/X\\x1b[31mred\\x9b\\x7f\\udcff\n"
+
+
+def test_what_went_wrong_is_shown_escaped_as_well(monkeypatch, capsys):
+    for error, start in (
+        (OSError(13, "refused", NASTY), "error: X"), (RuntimeError(NASTY), "failure: RuntimeError: X"),
+        (KeyboardInterrupt(NASTY), "interrupted; X"),
+    ):  # fmt: skip
+
+        def fails_so(options, error=error):
+            raise error
+
+        monkeypatch.setattr(cli, "_doctor", fails_so)
+        assert main(["doctor"]) in (1, 2, 130)
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"{start}\\x1b[31mred\\x9b\\x7f\\udcff") and printed.count("\n") == 1
+        assert printed.replace("\n", "").isprintable()
+
+
+def test_a_name_in_brackets_is_no_markup_above_the_bar(capsys):
+    from rich.progress import Progress
+
+    console = Console()
+    console.bar = Progress()
+    console.line("run: a[red]b\x1b[2J")
+    assert capsys.readouterr().out == "run: a[red]b\\x1b[2J\n"

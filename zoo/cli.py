@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from .. import __version__
-from .errors import ZooError, unknown
+from .errors import ZooError, printable, unknown
 from .runs import finished, reader_of, reading_of, refuse_unscored, require_begun, require_finished, task_options
 from .source import stated
 from .trust import trusting
@@ -32,10 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     except ZooError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 2
     except KeyboardInterrupt as stop:
-        print("interrupted" + (f"; {stop}" if str(stop) else ""), file=sys.stderr)
+        _tell("interrupted" + (f"; {stop}" if str(stop) else ""))
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `zoo list | head` is no error
@@ -44,12 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         if isinstance(error, OSError) and error.filename and error.strerror:  # not ours to mend
-            print(
-                f"error: {error.filename}: {error.strerror}; check the path, its rights and the disk", file=sys.stderr
-            )
+            _tell(f"error: {error.filename}: {error.strerror}; check the path, its rights and the disk")
             return 2
         hint = "" if debug else "; add --debug for the traceback"
-        print(f"failure: {type(error).__name__}: {' '.join(str(error).split())[:500]}{hint}", file=sys.stderr)
+        _tell(f"failure: {type(error).__name__}: {' '.join(str(error).split())[:500]}{hint}")
         return 1
 
 
@@ -247,7 +245,17 @@ def _guard_verb(arguments: list[str]) -> None:
 
 
 def _show(options, facts, lines) -> None:
-    print(json.dumps(facts, indent=1, ensure_ascii=False) if options.json else "\n".join(lines))
+    print(_json(facts) if options.json else "\n".join(map(printable, lines)))
+
+
+def _tell(line: str) -> None:
+    print(printable(line), file=sys.stderr)
+
+
+def _json(facts) -> str:
+    """JSON whose texts a terminal may show: names of folders hold what they like."""
+    text = json.dumps(facts, indent=1, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _list(options) -> None:

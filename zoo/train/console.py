@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from ..errors import printable
+
 
 class Console:
     """Progress of one run; silent on every process but the first."""
@@ -15,11 +17,12 @@ class Console:
         self.train_loss: float | None = None
 
     def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        if not self.quiet:
-            (self.bar.console.print if self.bar else print)(
-                text, **({"highlight": False} if self.bar else {"flush": True})
-            )
+        """Print a line above the bar; names in it may hold a terminal's control codes, and brackets."""
+        text = printable(text)
+        if self.bar and not self.quiet:
+            self.bar.console.print(text, highlight=False, markup=False, emoji=False)
+        elif not self.quiet:
+            print(text, flush=True)
 
     def start(self, total: int, done: int) -> None:
         """Begin to show `total` steps of which `done` are made."""
