@@ -76,3 +76,18 @@ def test_every_recipe_and_what_is_so_by_default_pass():
         load(name)
     load("mamba_lm/characters", ["model.hidden=0"])
     load("sasrec/ml-100k", ["model.attention_dropout=null", "task.loss_chunk=null", "model.dropout=0"])
+
+
+def test_what_arguments_of_somebody_elses_model_mean_is_not_guessed(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from statezoo.zoo.backbones.baselines.mlp import MLP\n\n\n"
+        "class Net(MLP):\n"
+        "    configs = {'net': {}}\n\n"
+        "    def __init__(self, *, k: int = 3, **more):\n"
+        "        super().__init__(**more)\n"
+        "        self.k = k\n"
+    )
+    net = str(tmp_path / "net.py")
+    assert load(f"{net}/digits", ["model.k=0"]).model["k"] == 0
+    with pytest.raises(ZooError, match="hidden=0: give at least 1"):
+        load(f"{net}/digits", ["model.hidden=0"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from .errors import BadArgument
 
+PACKAGE = f"{__name__.partition('.')[0]}."
 AT_LEAST_ONE = (
     "dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "width", "widths", "sizes", "dense", "project", "k",
     "code", "scales", "condition", "neighbours", "bins", "pairs", "intervals", "d_state", "d_conv", "d_ssm", "expand",
@@ -32,13 +33,15 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 def check_numbers(cls: type, values: Mapping, where: str) -> None:
     """Raise `BadArgument` for a number, or a list with one, that means nothing; `where` begins the error.
 
-    What an argument is by default always passes: 0 may stand for "none" there.
+    What an argument is by default always passes: 0 may stand for "none" there. Arguments that no class of the zoo
+    takes mean what their author says.
     """
     defaults = {name: one.default for base in reversed(cls.__mro__) for name, one in _parameters(base).items()}
+    ours = {name for base in cls.__mro__ if base.__module__.startswith(PACKAGE) for name in _parameters(base)}
     for names, fits, remedy in RULES:
         for name in names:
             value = values.get(name)
-            if name not in values or _is(value, defaults.get(name, inspect.Parameter.empty)):
+            if name not in values or name not in ours or _is(value, defaults.get(name, inspect.Parameter.empty)):
                 continue
             many = isinstance(value, (list, tuple))
             shown = list(value) if many else value
