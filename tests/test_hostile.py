@@ -176,9 +176,13 @@ def test_recipes_of_runs(log_run, change):
 
 def test_a_run_starts_no_more_loaders_than_there_are_cores(log_run):
     raw = yaml.safe_load((log_run / "recipe.yaml").read_text())
-    raw["train"]["workers"] = 10**6
+    raw["train"]["workers"] = 1000
     (log_run / "recipe.yaml").write_text(yaml.safe_dump(raw))
     assert open_run(log_run, prepared=False).config.workers <= os.cpu_count()
+    raw["train"]["workers"] = 10**6
+    (log_run / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(ZooError, match="train.workers=1000000: give at most 1024"):
+        open_run(log_run, prepared=False)
 
 
 HEADS = {

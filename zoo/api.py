@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import ZooError
+from .errors import BadArgument, ZooError
 from .files import read_json
 from .foreign import reading
 from .listing import select
@@ -69,7 +69,10 @@ def load(folder: Path | str, *, trust_code: bool = False):
         cls = entry.load()
     weights = folder / "model.safetensors"
     with reading(folder / "config.json", f"configuration of {name}"), within_budget(weights):
-        model = cls(**config)
+        try:
+            model = cls(**config)
+        except BadArgument as error:
+            raise ZooError(f"{folder / 'config.json'}: {error}; take it and the weights from one run") from error
     model.load_file(weights)
     return model
 

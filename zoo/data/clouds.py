@@ -137,7 +137,8 @@ class PointClouds(Dataset):
         }
         key = {"files": files, "items": [list(item) for item in items], "code": CODE_VERSION, **settings}
         key |= self.read_settings()
-        arrays, facts = self.cached(key, lambda: pack(self.folder, items, read=self.read, **settings))
+        own = type(self).read is not PointClouds.read
+        arrays, facts = self.cached(key, lambda: pack(self.folder, items, read=self.read, **settings), own)
         places = self.places(items)
         how = replace(self.how, cut=self.task == "completion" and "target" not in arrays)
         if self.features:
