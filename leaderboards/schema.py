@@ -105,11 +105,6 @@ class RecipeFacts(_Strict):
     sha256: Hash
     code: dict[Name, Hash] | None = Field(None, description="SHA-256 of each file from outside the zoo that it names")
 
-    @model_serializer(mode="wrap")
-    def _without_code(self, serialize) -> dict[str, Any]:
-        """Absent where there is none: records from before it existed keep their ids."""
-        return {key: value for key, value in serialize(self).items() if key != "code" or value}
-
 
 class Code(_Strict):
     """The code that ran."""
@@ -176,17 +171,23 @@ class Cost(TrainingCost):
     eval_seconds: Seconds
 
 
-class Record(_Strict):
-    """One run's submission."""
+class _Run(_Strict):
+    """What is known of a run, whether or not something was held out."""
 
     schema_version: Literal["1"] = SCHEMA_VERSION
-    benchmark: Benchmark
     data: Data
     model: ModelFacts
     recipe: RecipeFacts
     seed: Count
     code: Code
     environment: Environment
+    created: str = Field(description="UTC, ISO 8601")
+
+
+class Record(_Run):
+    """One run's submission."""
+
+    benchmark: Benchmark
     primary: Name
     metrics: dict[Name, Metric]
     interval: Interval
@@ -194,7 +195,6 @@ class Record(_Strict):
     slices: dict[Name, dict[Name, Metric]] = {}
     predictions: Predictions
     cost: Cost
-    created: str = Field(description="UTC, ISO 8601")
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Record:
@@ -257,19 +257,11 @@ class Record(_Strict):
         return self.model.name, hash_json(self.settings())
 
 
-class Final(_Strict):
+class Final(_Run):
     """A run that was trained on everything: what it is, without a score, since nothing was held out."""
 
-    schema_version: Literal["1"] = SCHEMA_VERSION
     trained_on: TrainedOn
-    data: Data
-    model: ModelFacts
-    recipe: RecipeFacts
-    seed: Count
-    code: Code
-    environment: Environment
     cost: TrainingCost
-    created: str = Field(description="UTC, ISO 8601")
 
 
 def _validated(schema: type[_Strict], path: Path, what: str):
