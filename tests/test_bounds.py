@@ -72,10 +72,10 @@ def test_the_task_itself_refuses_them(name, value):
 
 
 def test_every_recipe_and_what_is_so_by_default_pass():
-    for name in recipe_files():
-        load(name)
-    load("mamba_lm/characters", ["model.hidden=0"])
-    load("sasrec/ml-100k", ["model.attention_dropout=null", "task.loss_chunk=null", "model.dropout=0"])
+    assert all(load(name).id == name for name in recipe_files())
+    assert load("mamba_lm/characters", ["model.hidden=0"]).model["hidden"] == 0
+    sasrec = load("sasrec/ml-100k", ["model.attention_dropout=null", "task.loss_chunk=null", "model.dropout=0"])
+    assert sasrec.model["attention_dropout"] is None and sasrec.task["loss_chunk"] is None
 
 
 def test_what_arguments_of_somebody_elses_model_mean_is_not_guessed(tmp_path):
@@ -91,3 +91,18 @@ def test_what_arguments_of_somebody_elses_model_mean_is_not_guessed(tmp_path):
     assert load(f"{net}/digits", ["model.k=0"]).model["k"] == 0
     with pytest.raises(ZooError, match="hidden=0: give at least 1"):
         load(f"{net}/digits", ["model.hidden=0"])
+
+
+def test_keywords_that_a_constructor_hands_on_are_saved_by_their_own_names(tmp_path):
+    """So that a model which takes `**more` is made again from its configuration."""
+    (tmp_path / "net.py").write_text(
+        "from statezoo.zoo.backbones.baselines.mlp import MLP\n\n\n"
+        "class Net(MLP):\n"
+        "    configs = {'net': {}}\n\n"
+        "    def __init__(self, *, wide: int = 3, **more):\n"
+        "        super().__init__(**more)\n"
+    )
+    made = statezoo.create_model(str(tmp_path / "net.py"), in_channels=1, height=2, width=2, num_outputs=3, hidden=5)
+    assert made.config["wide"] == 3 and made.config["hidden"] == 5 and "more" not in made.config
+    made.save(tmp_path / "run", str(tmp_path / "net.py"))
+    assert statezoo.load(tmp_path / "run", trust_code=True).config == made.config

@@ -8,7 +8,6 @@ safetensors beside `config.json`.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arguments import given
 from ..bounds import check_numbers
 from ..data.base import Part
 from ..data.spec import Spec
@@ -31,14 +31,12 @@ class _Recorded(type):
 
     def __call__(cls, *args, **kwargs):
         try:
-            given = inspect.signature(cls.__init__).bind(None, *args, **kwargs).arguments
-        except TypeError:  # the constructor tells which argument is missing
-            given = {}
-        check_numbers(cls, given | given.get("kwargs", {}), f"{cls.__name__}: ")
+            config = given(cls, args, kwargs)
+        except TypeError:  # the constructor tells which argument is wrong
+            return super().__call__(*args, **kwargs)
+        check_numbers(cls, config, f"{cls.__name__}: ")
         made = super().__call__(*args, **kwargs)
-        bound = inspect.signature(cls.__init__).bind(made, *args, **kwargs)
-        bound.apply_defaults()
-        made.config = {name: value for name, value in bound.arguments.items() if name != "self"}
+        made.config = config
         return made
 
 

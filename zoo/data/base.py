@@ -227,10 +227,12 @@ class Dataset:
         maker = cls(**config)
         if folder is None:
             here = Path(__file__).parent
-            sources = {source(base) for base in cls.__mro__[:-1]} - {None}
+            sources = {source(base) for base in cls.__mro__[:-1]}
+            in_files = None not in sources
+            sources.discard(None)
             sources.update(here.glob("*.py"), (here.parent / name for name in ("seeding.py", "files.py", "foreign.py")))
             code = sorted(hash_file(file) for file in sources)
-            if own_code(cls) is None:  # nothing tells one text of a class in a notebook from the next
+            if not in_files:  # nothing tells one text of a class in a notebook from the next
                 code.append(secrets.token_hex(16))
             # what the sample is written by: the names of its file and columns
             form = {name: str(config[name]) for name in ("file", *cls.reading) if name in config}

@@ -11,6 +11,7 @@ import inspect
 import pickle
 from pathlib import Path
 
+from ..arguments import given
 from ..errors import ZooError
 from ..files import hash_file
 
@@ -39,19 +40,12 @@ def own_code(cls: type) -> list[str] | None:
 
 def own_settings(cls: type, args: tuple, kwargs: dict) -> dict[str, str]:
     """Hashes of the arguments that an adapter takes and the zoo's bases do not know."""
-    signature = inspect.signature(cls.__init__)
-    bound = signature.bind(None, *args, **kwargs)
-    bound.apply_defaults()
-    given = dict(list(bound.arguments.items())[1:])
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            given |= given.pop(parameter.name, {})
     mine = set(adapted(cls))
     known = {"self"}
     for one in cls.__mro__[:-1]:
         if one not in mine and "__init__" in vars(one):
             known |= set(inspect.signature(one.__init__).parameters)
-    return {name: _hash(cls, name, value) for name, value in given.items() if name not in known}
+    return {name: _hash(cls, name, value) for name, value in given(cls, args, kwargs).items() if name not in known}
 
 
 def _hash(cls: type, name: str, value) -> str:
