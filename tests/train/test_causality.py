@@ -298,7 +298,7 @@ def test_a_model_that_looks_ahead_only_while_it_trains_is_refused(cls):
 @pytest.mark.parametrize("cls", SOUND)
 def test_a_causal_model_passes(cls):
     torch.manual_seed(0)
-    accept(cls())
+    assert accept(cls()).model.causal
 
 
 def test_a_model_that_gives_no_output_for_each_step_is_refused():
@@ -392,7 +392,7 @@ def test_the_length_is_no_later_step():
 @pytest.mark.parametrize("scale", ["past", "seconds"])
 def test_a_gap_is_scaled_by_gaps_before_it(scale):
     size = data("log").prepare().size("num_items")
-    accept(create_model("tisasrec", num_items=size, max_len=12, dim=16, scale=scale), "log")
+    assert accept(create_model("tisasrec", num_items=size, max_len=12, dim=16, scale=scale), "log").model.causal
 
 
 def test_the_published_scale_of_gaps_looks_at_later_ones():
@@ -405,7 +405,7 @@ def test_the_published_scale_of_gaps_looks_at_later_ones():
 
 def test_a_model_that_fills_gaps_may_look_both_ways():
     size = data("log").prepare().size("num_items")
-    accept(create_model("bert4rec", num_items=size, max_len=12, dim=16), "log")
+    assert not accept(create_model("bert4rec", num_items=size, max_len=12, dim=16), "log").model.causal
 
 
 class Reader(Fitted):
@@ -489,7 +489,8 @@ def test_training_in_the_check_moves_no_buffer():
 def test_predicting_asks_for_no_training_data():
     dataset = create_dataset("characters")
     task = find("task", "language_model").load()(GRU(), data("tokens").prepare())
-    task.accept(dataset)  # nothing is prepared
+    task.accept(dataset)
+    assert dataset._prepared is None
 
 
 CAUSAL = [
