@@ -13,21 +13,18 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from .bounds import check_numbers
 from .errors import ZooError, nearest, unknown
 from .files import hash_file, hash_json, write_text
 from .foreign import parse_yaml, read_yaml, safe_name
 from .mixers import MIXERS
 from .registry import ROOT, Entry, entries, find
+from .settings import checked
 from .source import arguments, stated
 from .trust import code_file, code_hash, read_code, trusting, typed
-from .wording import has_words, of_another_type
 
 SECTIONS = ("model", "data", "task", "train")
 
@@ -189,7 +186,7 @@ def named(source: str) -> dict[str, Entry]:
 def read_by(recipe: Recipe, reader: str, changes: Mapping) -> Recipe:
     """A recipe whose files are read by another adapter, or with other arguments of its own; types are checked."""
     kept = recipe.arguments("data") if reader == recipe.data["name"] else {}
-    values = _typed("data", find("dataset", reader).load(), {**kept, **changes}, set(), recipe.id)
+    values = checked("data", find("dataset", reader).load(), {**kept, **changes}, set(), recipe.id)
     return replace(recipe, data={"name": reader, **values})
 
 
@@ -436,7 +433,7 @@ def _check(raw: dict, recipe_id: str, note: str) -> Recipe:
         given = {**defaults[section], **raw[section]}
         done[section] = {
             **({"name": names[section]} if section in names else {}),
-            **_typed(section, classes[section], given, skip[section], recipe_id),
+            **checked(section, classes[section], given, skip[section], recipe_id),
         }
     return Recipe(recipe_id, **done, seed=seed, note=note, code=code)
 
@@ -445,69 +442,3 @@ def _found_from_anywhere(name: str) -> str:
     """A path as an absolute one, so that a run's recipe can be loaded from any folder."""
     file, inner = code_file(name)
     return name if file is None else f"{file}:{inner}" if inner else str(file)
-
-
-def _typed(section: str, cls: type, given: Mapping, skip: set[str], recipe_id: str) -> dict:
-    """Check keys and types against the signature, and fill in defaults."""
-    from jsonargparse import ArgumentError, ArgumentParser, Namespace
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, skip=skip, fail_untyped=False)
-    valid = {action.dest: getattr(action, "_typehint", Any) for action in parser._actions if action.dest != "help"}
-    parsed_of: dict = {}
-    for key, value in given.items():
-        where = f"recipe {recipe_id}: {section}.{key}"
-        if key not in valid:
-            raise unknown(
-                "key", f"{section}.{key}", [f"{section}.{name}" for name in valid], where=f"recipe {recipe_id}"
-            )
-        # jsonargparse takes null for any type
-        if value is None and valid[key] is not Any and type(None) not in get_args(valid[key]):
-            raise ZooError(f"{where} may not be null; give a value, or leave the key out")
-        if not _holds_plain_values(valid[key]):  # of a class or a function, which jsonargparse would import
-            raise ZooError(f"{where} takes {valid[key]}, which no recipe can hold; leave it out")
-        if type(value) in (int, float) and str(value) in get_args(valid[key]):
-            value = str(value)  # YAML reads train.precision=32 as a number
-        if valid[key] is not Any:  # nor does it see what may be anything, where it looks for names of classes
-            parsed_of[key] = value
-    try:
-        parsed = parser.parse_object(Namespace(**parsed_of))
-    except (ArgumentError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        named = re.match(r'Parser key "?(\w+)', reason)
-        told = [named[1]] if named and named[1] in given else []
-        told += [key for key in given if f'"{key}"' in reason or f"'{key}'" in reason or f".{key}" in reason]
-        bad = told[0] if told else ""
-        if bad and has_words(valid[bad]):
-            raise of_another_type(f"recipe {recipe_id}: {section}.{bad}", valid[bad], parsed_of[bad]) from error
-        reason = re.sub(r"^Parser key \"?[\w.]+\"?: ", "", reason)
-        raise ZooError(f"recipe {recipe_id}: {section}.{bad}: {reason[:200]}; give a value of that type") from error
-    done = {key: _plain(given[key] if key in given and key not in parsed_of else parsed[key]) for key in valid}
-    for key, value in done.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ZooError(f"recipe {recipe_id}: {section}.{key} is {value}; give a finite number")
-    if section in ("model", "task"):
-        check_numbers(cls, done, f"recipe {recipe_id}: {section}.")
-    elif section == "train":
-        cls(**done)  # it checks its numbers itself
-    return done
-
-
-def _holds_plain_values(hint: Any) -> bool:
-    """Whether a type is one that YAML can write: numbers, texts, paths, choices, and lists and mappings of these."""
-    if hint is Any or get_origin(hint) is Literal or hint in (type(None), Ellipsis):
-        return True
-    if get_args(hint):
-        return all(map(_holds_plain_values, get_args(hint)))
-    return isinstance(hint, type) and issubclass(hint, (int, float, str, Path, list, tuple, dict, set, Enum, Iterable))
-
-
-def _plain(value):
-    """YAML's own types, so that snapshots and hashes do not depend on tuples or paths."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "as_dict"):
-        return {key: _plain(item) for key, item in value.as_dict().items()}
-    return value
