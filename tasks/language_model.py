@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..zoo.backbones.base import Fitted
+from ..zoo.backbones.base import Fitted, outputs
 from ..zoo.data.base import Dataset, Part
 from ..zoo.errors import ZooError
-from ..zoo.train.causality import assert_causal, outputs
+from ..zoo.train.causality import assert_causal
 from ..zoo.train.task import Rows, Task, part_batches, with_ids
 
 REMEDY = "choose a causal model, or causal mixers"

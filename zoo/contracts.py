@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from . import metrics
-from .backbones.base import Fitted, Model, parameter_count
+from .backbones.base import Fitted, Model, outputs, parameter_count
 from .data.base import Dataset, Part
 from .data.spec import Inputs, Spec
 from .errors import ZooError
@@ -472,8 +472,7 @@ def _fit_if_fitted(model, adapter: Dataset) -> None:
 
 
 def _outputs(model, adapter: Dataset) -> np.ndarray:
-    inputs = _inputs(model, adapter)
-    if isinstance(model, Fitted):
-        return np.asarray(model.predict(**{name: x.numpy() for name, x in zip(model.inputs, inputs, strict=True)}))
+    if isinstance(model, Model):
+        model.eval()
     with torch.inference_mode():
-        return model.eval()(*inputs).numpy()
+        return outputs(model, _inputs(model, adapter)).numpy()

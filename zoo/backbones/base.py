@@ -217,3 +217,11 @@ def parameter_count(model: Model | Fitted) -> int:
     if isinstance(model, Fitted):
         return model.parameter_count()
     return sum(p.numel() for p in model.parameters())
+
+
+def outputs(model: Model | Fitted, inputs: list[Tensor]) -> Tensor:
+    """What a model gives for the tensors that its `inputs` names, in order: of a fitted one its prediction."""
+    if isinstance(model, Fitted):
+        arrays = {name: tensor.cpu().numpy() for name, tensor in zip(model.inputs, inputs, strict=True)}
+        return torch.from_numpy(np.array(model.predict(**arrays)))
+    return model(*inputs)

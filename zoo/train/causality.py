@@ -44,14 +44,6 @@ def features(model: Model, inputs: list[Tensor]) -> Tensor:
     return model.forward_features(*inputs)
 
 
-def outputs(model: Model | Fitted, inputs: list[Tensor]) -> Tensor:
-    """What a model that is trained on its outputs is checked on; of fitted models the prediction."""
-    if isinstance(model, Fitted):
-        arrays = {name: tensor.numpy() for name, tensor in zip(model.inputs, inputs, strict=True)}
-        return torch.from_numpy(np.array(model.predict(**arrays)))
-    return model(*inputs)
-
-
 def assert_causal(model: Model | Fitted, part: Part, run: Run, remedy: str) -> bool:
     """Raise `ZooError` where `run(model, inputs)` (B, L, ...) depends on later steps of the inputs.
 

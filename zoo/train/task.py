@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from ..backbones.base import Fitted, Model
+from ..backbones.base import Fitted, Model, outputs
 from ..data.base import Dataset, Part
 from ..data.datamodule import EvalSteps
 from ..data.spec import Spec
@@ -108,10 +108,7 @@ class Task(L.LightningModule):
 
     def outputs(self, batch: dict[str, Tensor]) -> Tensor:
         """The model's outputs for an evaluation batch."""
-        if isinstance(self.model, Fitted):
-            arrays = {name: batch[name].cpu().numpy() for name in self.model.inputs}
-            return torch.from_numpy(np.array(self.model.predict(**arrays)))
-        return self.model(*self.inputs(batch))
+        return outputs(self.model, self.inputs(batch))
 
     def few(self, part: Part, count: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The first samples of a part and the model's outputs for them, for pictures."""
